@@ -1,0 +1,1 @@
+"""CrossGuard policies for the guide's core guidelines."""
