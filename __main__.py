@@ -1,0 +1,54 @@
+"""The stack: settings -> cloud -> servers -> outputs."""
+
+import pulumi
+
+from components import settings as configuration
+from components.app_server import AppServer
+from components.clouds import cloud_for
+from components.db_server import DbServer
+from components.server import Server
+from components.settings import DEPLOY_USER, SettingsError
+
+
+def build() -> None:
+    """Declare everything that the stack consists of."""
+    settings = configuration.load()
+    cloud = cloud_for(settings)
+
+    bastion, *others = (
+        AppServer(
+            name, settings, cloud, jump_targets=[f"{settings.database_address}:22"] if name == "app-1" else []
+        ).server
+        for name in settings.app_addresses
+    )
+    database = DbServer("db-1", settings, cloud, bastion).server
+
+    servers = {"app": [bastion, *others], "db": [database]}
+    pulumi.export("servers", {server.name: _facts(role, server) for role, group in servers.items() for server in group})
+    pulumi.export("sshUser", DEPLOY_USER)
+    pulumi.export(
+        "database",
+        {
+            "host": database.private_address,
+            "port": settings.database.port,
+            "name": settings.database.name,
+            "user": settings.database.user,
+        },
+    )
+
+
+def _facts(role: str, server: Server) -> dict[str, pulumi.Input[str]]:
+    facts: dict[str, pulumi.Input[str]] = {
+        "role": role,
+        "privateIp": server.private_address,
+        "hostKey": server.host_key,
+    }
+    # A null output would show as unknown for ever.
+    return facts | ({"publicIp": server.public_address} if server.public_address else {})
+
+
+try:
+    build()
+except SettingsError as error:
+    # Shown as it stands: a traceback would bury it.
+    raise pulumi.RunError(f"The configuration of this stack can't be used:\n{error}") from None

@@ -1,0 +1,80 @@
+"""The application server: the only one that the world reaches, and the way in to the private ones."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+
+import pulumi
+
+from components.accounts import Accounts
+from components.clouds import Cloud
+from components.firewall import ANYWHERE, Firewall, Redirect, Rule
+from components.remote import Login
+from components.server import Server, ServerArgs
+from components.settings import Settings
+
+# The application isn't root, and only root may listen on ports below 1024 (guide, 3.9).
+HTTP_PORT = 3000
+HTTPS_PORT = 3003
+
+
+def operators(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...]:
+    """The networks that may reach SSH from outside, none of them inside another."""
+    sources = settings.ssh.allowed_sources
+    v4 = [source for source in sources if isinstance(source, IPv4Network)]
+    v6 = [source for source in sources if isinstance(source, IPv6Network)]
+    return (*collapse_addresses(v4), *collapse_addresses(v6))
+
+
+def firewall(settings: Settings) -> Firewall:
+    """SSH for the operators, the web for everyone (guide, 3.9)."""
+    return Firewall(
+        name="application",
+        rules=(
+            Rule("tcp", 22, operators(settings), "SSH for operators"),
+            Rule("tcp", 80, ANYWHERE, "HTTP, answered with a redirect to HTTPS"),
+            Rule("tcp", 443, ANYWHERE, "HTTPS"),
+        ),
+        redirects=(
+            Redirect(80, HTTP_PORT, "HTTP to the application's own port"),
+            Redirect(443, HTTPS_PORT, "HTTPS to the application's own port"),
+        ),
+    )
+
+
+class AppServer(pulumi.ComponentResource):
+    """An application server. With `jump_targets` it is also the bastion for those (`address:port`)."""
+
+    server: Server
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        cloud: Cloud,
+        jump_targets: Sequence[str] = (),
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """Build the server `name`, which is one of `settings.app_addresses`."""
+        super().__init__("uds:server:AppServer", name, None, opts)
+        self.server = Server(
+            name,
+            ServerArgs(
+                private_address=settings.app_addresses[name],
+                size=settings.app_size,
+                firewall=firewall(settings),
+                packages=settings.app.packages,
+                deploy_sources=[str(source) for source in operators(settings)],
+                jump_targets=jump_targets,
+            ),
+            settings,
+            cloud,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        Accounts(
+            f"{name}-accounts",
+            settings.admins,
+            self.server,
+            Login.of(settings),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.register_outputs({})

@@ -1,0 +1,54 @@
+"""The small interface that a cloud has to fill, and the choice of it.
+
+Where clouds differ, the difference is in this folder; nothing else asks which cloud it is.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+import pulumi
+
+from components.firewall import Firewall
+from components.settings import PROJECT, CloudName, Settings, SettingsError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a server asks of the cloud.
+
+    `user_data` is secret: it must not be readable in the state. `public` says whether the world may address it.
+    """
+
+    private_address: IPv4Address
+    size: str
+    firewall: Firewall
+    user_data: bytes
+    protect: bool
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """What the cloud made of it."""
+
+    resource: pulumi.CustomResource
+    public_address: pulumi.Output[str] | None
+
+
+class Cloud(Protocol):
+    """A cloud: its network, and servers in it."""
+
+    user_data_limit: int
+    """Bytes of user data that it takes."""
+
+    def machine(self, name: str, machine: Machine, parent: pulumi.Resource) -> Provisioned:
+        """A machine behind its firewall, from its first moment."""
+
+
+def cloud_for(settings: Settings) -> Cloud:
+    """The stack's cloud. Importing an SDK costs a second at every preview, so only the one in use is."""
+    if settings.cloud is not CloudName.LINODE:
+        raise SettingsError(f"{PROJECT}:cloud '{settings.cloud}': this version builds linode only")
+    from components.clouds.linode import Linode  # noqa: PLC0415 - see above
+
+    return Linode(settings)

@@ -1,0 +1,108 @@
+"""Linode: a VPC with static private addresses, and instances that are behind their firewall from the first moment."""
+
+import base64
+
+import pulumi
+import pulumi_linode as linode
+
+from components.catalogue import IMAGES
+from components.clouds import Machine, Provisioned
+from components.firewall import CLOUD_INBOUND_POLICY, CLOUD_OUTBOUND_POLICY, CloudRule, check_linode_limits, cloud_rules
+from components.settings import Settings
+
+
+class Linode(pulumi.ComponentResource):
+    """A Linode account's part of the stack.
+
+    Its VPC is the stack's own: Linode's older private network (192.168.128.0/17) is shared by all customers of a data
+    centre. Every instance keeps a public interface, since a VPC has no way out for updates; inbound, it is closed by
+    both firewalls where the role doesn't serve the world.
+    """
+
+    user_data_limit = 16384
+    """Bytes, before base64 (Akamai, "Metadata service")."""
+
+    def __init__(self, settings: Settings, opts: pulumi.ResourceOptions | None = None) -> None:
+        """Make the private network."""
+        super().__init__("uds:cloud:Linode", "linode", None, opts)
+        self._region = settings.region
+        self._image = IMAGES[settings.image].linode
+        self._root_key = settings.deploy.public_key
+        # Labels are unique in a whole account, which may hold several stacks.
+        self._prefix = pulumi.get_stack()
+        vpc = linode.Vpc(
+            "linode-vpc",
+            label=self._prefix,
+            region=self._region,
+            description="Private network of the servers that hold user data",
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self._subnet = linode.VpcSubnet(
+            "linode-subnet",
+            vpc_id=vpc.id.apply(int),
+            label="servers",
+            ipv4=str(settings.network.cidr),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.register_outputs({})
+
+    def machine(self, name: str, machine: Machine, parent: pulumi.Resource) -> Provisioned:
+        """An instance. It waits for its firewall, so there is no moment without one."""
+        rules = cloud_rules(machine.firewall)
+        check_linode_limits(rules)
+        firewall = linode.Firewall(
+            f"{name}-firewall",
+            label=self._label(name),
+            inbound_policy=CLOUD_INBOUND_POLICY,
+            outbound_policy=CLOUD_OUTBOUND_POLICY,
+            inbounds=[_inbound(rule) for rule in rules],
+            opts=pulumi.ResourceOptions(parent=parent),
+        )
+        instance = linode.Instance(
+            f"{name}-instance",
+            label=self._label(name),
+            region=self._region,
+            type=machine.size,
+            image=self._image,
+            # Linode asks for a way in for root. The first boot takes it away.
+            authorized_keys=[self._root_key],
+            firewall_id=firewall.id.apply(int),
+            # Explicit, because accounts differ in their default, and a firewall belongs to the instance only here.
+            interface_generation="legacy_config",
+            interfaces=[
+                linode.InstanceInterfaceArgs(purpose="public", primary=True),
+                linode.InstanceInterfaceArgs(
+                    purpose="vpc",
+                    subnet_id=self._subnet.id.apply(int),
+                    ipv4=linode.InstanceInterfaceIpv4Args(vpc=str(machine.private_address)),
+                ),
+            ],
+            metadatas=[
+                linode.InstanceMetadataArgs(
+                    user_data=pulumi.Output.secret(base64.b64encode(machine.user_data).decode())
+                )
+            ],
+            opts=pulumi.ResourceOptions(
+                parent=parent,
+                protect=machine.protect,
+                # Each of these would replace the server, with all that is on it. Later changes go over SSH.
+                ignore_changes=["authorizedKeys", "image", "metadatas"],
+            ),
+        )
+        return Provisioned(instance, instance.ipv4s.apply(lambda addresses: addresses[0]))
+
+    def _label(self, name: str) -> str:
+        return f"{self._prefix}-{name}"
+
+
+def _inbound(rule: CloudRule) -> linode.FirewallInboundArgs:
+    # An empty list of addresses is refused; none at all is not.
+    return linode.FirewallInboundArgs(
+        label=rule.label,
+        action="ACCEPT",
+        protocol=rule.protocol.upper(),
+        ports=rule.ports,
+        ipv4s=list(rule.sources_v4) or None,
+        ipv6s=list(rule.sources_v6) or None,
+        description=rule.description,
+    )

@@ -1,0 +1,59 @@
+"""The database server: reached by nobody but the application servers (guide, 3.9)."""
+
+from ipaddress import IPv4Network
+
+import pulumi
+
+from components.accounts import Accounts
+from components.clouds import Cloud
+from components.firewall import Firewall, Rule
+from components.remote import Login
+from components.server import Server, ServerArgs
+from components.settings import Settings
+
+
+def firewall(settings: Settings) -> Firewall:
+    """The database for the application servers, SSH through the first of them, nothing else; IPv6 is closed."""
+    apps = tuple(IPv4Network(address) for address in settings.app_addresses.values())
+    return Firewall(
+        name="database",
+        rules=(
+            Rule("tcp", 22, apps[:1], "SSH through the first application server"),
+            Rule("tcp", settings.database.port, apps, "database, for the application servers"),
+        ),
+    )
+
+
+class DbServer(pulumi.ComponentResource):
+    """The database server. It holds what can't be made again, so Pulumi refuses to delete or replace it."""
+
+    server: Server
+
+    def __init__(
+        self, name: str, settings: Settings, cloud: Cloud, bastion: Server, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        """Build the server `name`, reached through `bastion`."""
+        super().__init__("uds:server:DbServer", name, None, opts)
+        self.server = Server(
+            name,
+            ServerArgs(
+                private_address=settings.database_address,
+                size=settings.database_size,
+                firewall=firewall(settings),
+                packages=settings.database.packages,
+                deploy_sources=[f"{bastion.private_address}/32"],
+                bastion=bastion,
+                protect=True,
+            ),
+            settings,
+            cloud,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        Accounts(
+            f"{name}-accounts",
+            settings.admins,
+            self.server,
+            Login.of(settings),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.register_outputs({})

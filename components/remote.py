@@ -1,0 +1,159 @@
+"""Work on a server over SSH: a folder of files and a script, applied as root.
+
+Everything goes through the standard input of one constant command, since a failing command is printed whole, and the
+arguments and environment of a process can be read by others.
+"""
+
+import base64
+import gzip
+import hashlib
+import hmac
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pulumi
+from pulumi_command import remote
+
+from components.files import ServerFile
+from components.settings import DEPLOY_USER, Settings
+
+PRELUDE = Path(__file__).parent / "remote.sh"
+
+# The bundle is unpacked in memory (/run). `timeout`, since the plugin has none; the lock, since a script goes on when
+# the connection that started it breaks, and the next run must not overtake it.
+_COMMAND = (
+    "exec sudo -k -S -p '' -- flock -w 900 /run/lock/uds timeout 900 bash -c '"
+    'set -eu; umask 077; d=$(mktemp -d /run/uds.XXXXXXXX); trap "rm -rf $d" EXIT; '
+    'base64 -d | tar -xz -C "$d"; cd "$d"; bash ./apply </dev/null\''
+)
+
+# A server that has just been made needs a while until it answers: 60 tries are about five minutes. Constant, because a
+# change would run the script again.
+_DIAL_ERROR_LIMIT = 60
+
+
+@dataclass(frozen=True)
+class Login:
+    """How the automation gets into a server. The key's text and the password are secret."""
+
+    private_key: str
+    sudo_password: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The stack's own."""
+        return cls(settings.deploy.private_key.get_secret_value(), settings.deploy.sudo_password.get_secret_value())
+
+
+def connection(
+    host: pulumi.Input[str], host_key: pulumi.Input[str], login: Login, bastion: remote.ConnectionArgs | None = None
+) -> remote.ConnectionArgs:
+    """A pinned connection as the automation's account, through the bastion where the server is private."""
+    proxy = None
+    if bastion is not None:
+        proxy = remote.ProxyConnectionArgs(
+            host=bastion.host,
+            host_key=bastion.host_key,
+            user=DEPLOY_USER,
+            private_key=pulumi.Output.secret(login.private_key),
+            dial_error_limit=_DIAL_ERROR_LIMIT,
+        )
+    return remote.ConnectionArgs(
+        host=host,
+        host_key=host_key,
+        user=DEPLOY_USER,
+        private_key=pulumi.Output.secret(login.private_key),
+        dial_error_limit=_DIAL_ERROR_LIMIT,
+        proxy=proxy,
+    )
+
+
+def wait_for_ssh(
+    name: str,
+    address: str,
+    bastion: remote.ConnectionArgs,
+    machine: pulumi.CustomResource,
+    parent: pulumi.Resource,
+) -> remote.Command:
+    """Wait, on the bastion, until a private server's sshd greets.
+
+    Through a bastion, the plugin tries the handshake with the target once only, and a server that is still booting
+    would fail the whole run.
+    """
+    return remote.Command(
+        f"{name}-reachable",
+        connection=bastion,
+        create=(
+            "timeout 300 bash -c 'until "
+            # A try of its own time limit: while the server's firewall is still closed, a connection would hang.
+            f'timeout 2 bash -c "read -r greeting < /dev/tcp/{address}/22 && [[ \\$greeting == SSH-* ]]"; '
+            "do sleep 0.3; done' 2>/dev/null"
+        ),
+        triggers=[machine.id],
+        add_previous_output_in_env=False,
+        logging=remote.Logging.NONE,
+        opts=pulumi.ResourceOptions(
+            parent=parent, depends_on=[machine], deleted_with=machine, ignore_changes=["connection"]
+        ),
+    )
+
+
+def bundle(script: str, files: Sequence[ServerFile], data: Mapping[str, str]) -> bytes:
+    """All that a script needs, as one compressed archive; the same contents give the same bytes."""
+    entries = [ServerFile("apply", 0o700, PRELUDE.read_text() + script)]
+    entries += [ServerFile("files" + file.path, file.mode, file.content) for file in files]
+    entries += [ServerFile(f"data/{name}", 0o600, content) for name, content in data.items()]
+    buffer = io.BytesIO()
+    # tarfile would put the time into the archive's gzip header.
+    with tarfile.open(fileobj=buffer, mode="w:") as archive:
+        for entry in sorted(entries, key=lambda entry: entry.path):
+            content = entry.content.encode()
+            info = tarfile.TarInfo(entry.path)
+            info.size, info.mode = len(content), entry.mode
+            archive.addfile(info, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue(), mtime=0)
+
+
+class RemoteScript(pulumi.ComponentResource):
+    """A script that is applied as root whenever it, its files or its data change.
+
+    It must be safe to run again, print what it changes, and never print a secret.
+    """
+
+    output: pulumi.Output[str]
+    """What the script printed; a secret, since nobody can promise for a script."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        connection: remote.ConnectionArgs,
+        login: Login,
+        script: str,
+        files: Sequence[ServerFile] = (),
+        data: Mapping[str, str] | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """Apply `script` with `files` (installed by its `install_files`) and `data` (texts in `data/NAME`)."""
+        super().__init__("uds:remote:Script", name, None, opts)
+        archive = bundle(script, files, data or {})
+        # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
+        digest = hmac.new(login.sudo_password.encode(), archive, hashlib.sha256).hexdigest()[:12]
+        payload = base64.encodebytes(archive).decode()
+        command = remote.Command(
+            f"{name}-apply",
+            connection=connection,
+            create=f"{_COMMAND} # {digest}",
+            stdin=pulumi.Output.secret(f"{login.sudo_password}\n{payload}"),
+            # Anything but "none" prints the output, and hangs on a line of more than 64 KiB.
+            logging=remote.Logging.NONE,
+            # Would hand the last output to the next run's environment.
+            add_previous_output_in_env=False,
+            opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stdout", "stderr"]),
+        )
+        self.output = command.stdout
+        self.register_outputs({})

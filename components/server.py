@@ -1,0 +1,133 @@
+"""A server of any role: firewall, machine, first boot, first contact."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pulumi
+from pulumi_command import remote
+
+from components import cloud_init
+from components.clouds import Cloud, Machine
+from components.files import digest
+from components.firewall import Firewall
+from components.remote import Login, RemoteScript, connection, wait_for_ssh
+from components.settings import Settings
+
+# Applies the first-boot tree again in place.
+_APPLY = Path(__file__).with_suffix(".sh")
+
+
+@dataclass(frozen=True)
+class ServerArgs:
+    """What makes a role's server.
+
+    `private_address` is fixed, so that firewalls are known before anything exists. `deploy_sources` are the addresses
+    (CIDR) from which the automation logs in. A server with a `bastion` is reached through it only; `jump_targets` are
+    the private servers (`address:port`) that are reached through this one.
+    """
+
+    private_address: IPv4Address
+    size: str
+    firewall: Firewall
+    packages: Sequence[str]
+    deploy_sources: Sequence[str]
+    jump_targets: Sequence[str] = ()
+    bastion: "Server | None" = None
+    protect: bool = False
+
+
+class Server(pulumi.ComponentResource):
+    """A hardened server, ready for what its role puts on it.
+
+    The chain: a machine behind its firewall hardens itself at its first boot; the first connection is pinned by a host
+    key from its user data and brings home the key that the server made; with that key pinned, the same files are
+    applied again, which fails with the server's own words if the first boot did.
+    """
+
+    name: str
+    public_address: pulumi.Output[str] | None
+    """Where the world addresses it, if it has such an address."""
+    private_address: str
+    host_key: pulumi.Output[str]
+    """The public host key, as one line."""
+    connection: remote.ConnectionArgs
+    """For scripts that must run after the server is hardened: let them depend on the server."""
+
+    def __init__(
+        self, name: str, args: ServerArgs, settings: Settings, cloud: Cloud, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        """Provision `name` in `cloud`."""
+        super().__init__("uds:server:Server", name, None, opts)
+        self.name = name
+        deploy = settings.deploy
+        login = Login.of(settings)
+        boot = cloud_init.FirstBoot(
+            hostname=name,
+            image=settings.image,
+            firewall=args.firewall,
+            packages=args.packages,
+            deploy_public_key=deploy.public_key,
+            deploy_sources=args.deploy_sources,
+            jump_targets=args.jump_targets,
+        )
+        bootstrap_key = cloud_init.bootstrap_host_key(deploy.bootstrap_seed.get_secret_value(), name)
+        provisioned = cloud.machine(
+            name,
+            Machine(
+                private_address=args.private_address,
+                size=args.size,
+                firewall=args.firewall,
+                user_data=cloud_init.user_data(
+                    boot,
+                    deploy_password_hash=deploy.sudo_password_hash.get_secret_value(),
+                    host_key=bootstrap_key,
+                    secrets=[login.private_key, login.sudo_password, deploy.bootstrap_seed.get_secret_value()],
+                    limit=cloud.user_data_limit,
+                ),
+                protect=args.protect,
+            ),
+            parent=self,
+        )
+        machine = provisioned.resource
+        self.public_address = provisioned.public_address
+        self.private_address = str(args.private_address)
+
+        bastion = args.bastion.connection if args.bastion else None
+        host: pulumi.Input[str] = self.private_address
+        reachable: pulumi.Resource = machine
+        if bastion:
+            reachable = wait_for_ssh(name, self.private_address, bastion, machine, parent=self)
+        elif self.public_address:
+            host = self.public_address
+        contact = remote.Command(
+            f"{name}-first-contact",
+            connection=connection(host, cloud_init.public_line(bootstrap_key), login, bastion),
+            create="cat /etc/ssh/ssh_host_ed25519_key.pub",
+            triggers=[machine.id],
+            add_previous_output_in_env=False,
+            logging=remote.Logging.NONE,
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                depends_on=[reachable],
+                deleted_with=machine,
+                # Once in a server's life: the key that pins this connection is gone afterwards.
+                ignore_changes=["connection", "create"],
+            ),
+        )
+        # The comment behind the key would only be noise in the pin.
+        self.host_key = contact.stdout.apply(lambda line: " ".join(line.split()[:2]))
+        self.connection = connection(host, self.host_key, login, bastion)
+
+        files = cloud_init.server_files(boot)
+        self.hardening = RemoteScript(
+            f"{name}-hardening",
+            connection=self.connection,
+            login=login,
+            script=_APPLY.read_text(),
+            files=files,
+            data={"digest": digest(files) + "\n"},
+            opts=pulumi.ResourceOptions(parent=self, deleted_with=machine),
+        )
+        self.register_outputs({})

@@ -1,0 +1,418 @@
+"""Configuration -> validated, typed settings.
+
+Everything that a stack file may say is a field here, and nothing else in the program reads `pulumi.Config`. A mistake
+is reported before anything is created, all mistakes at once, each with its key, its value (unless it could be a
+secret) and what is allowed.
+"""
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import Annotated, Any, Literal, Self
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+from components.catalogue import DEFAULT_SIZES, REGIONS, RESERVED_NAMES
+
+PROJECT = "user-data-security"
+
+# The automation's account, made at first boot. Its name is the same everywhere, so no other part has to ask for it.
+DEPLOY_USER = "deploy"
+
+# A placeholder that somebody left in a secret would otherwise become the password of a real server.
+# Anchored, so that a random secret is not taken for one.
+_PLACEHOLDER = re.compile(
+    r"(change|replace|placeholder|your|example|insert|todo|fixme|xxxx|<|\.\.\.)|(secret|password)$", re.I
+)
+
+_KEY_FORMATS = (
+    "allowed is one line of an OpenSSH public key: ssh-ed25519, sk-ssh-ed25519@openssh.com, "
+    "or ssh-rsa of 3072 bits and more"
+)
+
+
+class CloudName(StrEnum):
+    """The clouds that a stack can be on."""
+
+    LINODE = "linode"
+    AWS = "aws"
+
+
+class SettingsError(Exception):
+    """The stack's configuration can't be used. The message has one line a mistake."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        # An error must never carry a value by itself: `describe` decides what may be shown.
+        hide_input_in_errors=True,
+        populate_by_name=True,
+        strict=False,
+    )
+
+
+def _not_a_placeholder(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if not text.strip():
+        raise ValueError("is empty; run `uds init` to make it")
+    if len(text) < 64 and _PLACEHOLDER.match(text):
+        raise ValueError("is still a placeholder; run `uds init` to make a real one")
+    return secret
+
+
+Secret = Annotated[SecretStr, AfterValidator(_not_a_placeholder)]
+
+
+def public_key(text: str) -> str:
+    """Check an SSH public key and return it as `TYPE BASE64 [COMMENT]` on one line.
+
+    Allowed are ed25519 (also on a security key) and RSA of at least 3072 bits: what the servers' sshd accepts.
+
+    Raises:
+        ValueError: what is wrong and what is allowed. The text is never part of the message: it may be a private key.
+    """
+    line = text.strip()
+    if "PRIVATE KEY" in line:
+        raise ValueError(
+            f"is a PRIVATE key: keep it to yourself, and make a new pair if others could read it; {_KEY_FORMATS}"
+        )
+    if "\n" in line:
+        raise ValueError(f"has more than one line; {_KEY_FORMATS}")
+    kind = line.split(" ", 1)[0]
+    if kind == "sk-ssh-ed25519@openssh.com":
+        if not re.fullmatch(r"\S+ AAAA[A-Za-z0-9+/]{40,}={0,2}( .*)?", line):
+            raise ValueError(f"is not a public key; {_KEY_FORMATS}")
+        return line
+    try:
+        key = load_ssh_public_key(line.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"is not a public key; {_KEY_FORMATS}") from error
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < 3072:
+        raise ValueError(f"is an RSA key of {key.key_size} bits, which is too short; {_KEY_FORMATS}")
+    if not isinstance(key, (rsa.RSAPublicKey, ed25519.Ed25519PublicKey)):
+        raise ValueError(f"is of the type {kind}, which the servers refuse; {_KEY_FORMATS}")
+    return line
+
+
+PublicKey = Annotated[str, AfterValidator(public_key)]
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    if isinstance(value, (IPv4Network, IPv6Network)):
+        return value
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(
+            f"is not a network ({error}); allowed is CIDR notation, such as 198.51.100.7/32 or 2001:db8::/64"
+        ) from error
+
+
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$", description="a package name")]
+
+
+class NetworkSettings(_Section):
+    """The private network of the stack."""
+
+    cidr: Annotated[IPv4Network, BeforeValidator(_network)] = IPv4Network("10.20.0.0/24")
+
+    @field_validator("cidr")
+    @classmethod
+    def _private(cls, cidr: IPv4Network) -> IPv4Network:
+        if not any(cidr.subnet_of(IPv4Network(block)) for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")):
+            raise ValueError("is not private; allowed is a network in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16")
+        if cidr.overlaps(IPv4Network("192.168.128.0/17")):
+            # Linode's old private network: every customer of the data centre reaches it.
+            raise ValueError(
+                "overlaps 192.168.128.0/17, which Linode shares between customers; allowed is any other private network"
+            )
+        if not 16 <= cidr.prefixlen <= 25:
+            raise ValueError("has the wrong size; allowed is a prefix from /16 to /25")
+        return cidr
+
+    def address(self, number: int) -> IPv4Address:
+        """The address with this number in the network. Clouds keep the first four and the last for themselves."""
+        return self.cidr.network_address + number
+
+
+class SshSettings(_Section):
+    """Who may reach SSH from outside."""
+
+    allowed_sources: Annotated[tuple[Network, ...], Field(min_length=1)]
+    allow_anywhere: bool = False
+
+    @model_validator(mode="after")
+    def _not_the_world(self) -> Self:
+        for network in self.allowed_sources:
+            # Shorter than this is a region of the internet, not an office.
+            if not self.allow_anywhere and network.prefixlen < (8 if network.version == 4 else 19):
+                raise ValueError(
+                    f"allowedSources: {network} lets the whole world try SSH; name your own addresses, "
+                    "or set ssh.allowAnywhere to true if you really mean it"
+                )
+        return self
+
+
+class AppSettings(_Section):
+    """The application servers."""
+
+    count: Annotated[int, Field(ge=1, le=50)] = 1
+    size: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] | None = None
+    packages: tuple[Package, ...] = ()
+
+
+class DatabaseSettings(_Section):
+    """The database server and the one database that the application uses."""
+
+    size: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] | None = None
+    port: Annotated[int, Field(ge=1024, le=65535)] = 3306
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")] = "production"
+    user: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")] = "application"
+    packages: tuple[Package, ...] = ()
+
+
+class DeploySettings(_Section):
+    """The automation's account. `uds init` makes all of it."""
+
+    public_key: PublicKey
+    private_key: Secret
+    sudo_password: Secret
+    sudo_password_hash: Secret
+    bootstrap_seed: Secret
+
+    @field_validator("private_key")
+    @classmethod
+    def _readable(cls, key: SecretStr) -> SecretStr:
+        try:
+            load_ssh_private_key(key.get_secret_value().encode(), password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise ValueError("is not an OpenSSH private key without a passphrase; run `uds init` to make one") from None
+        return key
+
+    @model_validator(mode="after")
+    def _one_pair(self) -> Self:
+        private = load_ssh_private_key(self.private_key.get_secret_value().encode(), password=None)
+        if private.public_key() != load_ssh_public_key(self.public_key.encode()):
+            raise ValueError("publicKey does not belong to privateKey; run `uds init` to make a pair")
+        return self
+
+
+class AdminSettings(_Section):
+    """A person who may log in. `uds admin add` makes all of it."""
+
+    public_keys: Annotated[tuple[PublicKey, ...], Field(min_length=1)]
+    password_hash: Annotated[Secret, Field(description="the hash of the sudo password")]
+    totp_secret: Secret
+    scratch_codes: Annotated[tuple[SecretStr, ...], Field(min_length=1, max_length=10)]
+
+    @field_validator("password_hash")
+    @classmethod
+    def _is_a_hash(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"\$(6|y)\$\S{40,}", value.get_secret_value()):
+            raise ValueError("is not a password hash ($6$ or $y$); run `uds admin add` to make one")
+        return value
+
+    @field_validator("totp_secret")
+    @classmethod
+    def _is_base32(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[A-Z2-7]{26,}", value.get_secret_value()):
+            raise ValueError(
+                "is not a base32 secret of at least 128 bits (RFC 4226, section 4); run `uds admin add` to make one"
+            )
+        return value
+
+    @field_validator("scratch_codes")
+    @classmethod
+    def _are_codes(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(re.fullmatch(r"[1-9]\d{7}", code.get_secret_value()) for code in value):
+            raise ValueError("has a code that is not eight digits; run `uds admin add` to make them")
+        return value
+
+
+class Settings(_Section):
+    """All that a stack's configuration says."""
+
+    cloud: CloudName
+    region: str
+    image: Literal["debian13", "debian12", "ubuntu24.04"] = "debian13"
+    network: NetworkSettings = NetworkSettings()
+    ssh: SshSettings
+    app: AppSettings = AppSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    deploy: DeploySettings
+    admins: dict[str, AdminSettings] = {}
+
+    @field_validator("admins")
+    @classmethod
+    def _admin_names(cls, admins: dict[str, AdminSettings]) -> dict[str, AdminSettings]:
+        for name in admins:
+            admin_name(name)
+        return admins
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.region not in REGIONS[self.cloud]:
+            allowed = ", ".join(sorted(REGIONS[self.cloud]))
+            raise ValueError(f"region: {self.region!r} is not a region of {self.cloud}; allowed: {allowed}")
+        for source in self.ssh.allowed_sources:
+            if source.version == 4 and source.prefixlen and source.overlaps(self.network.cidr):
+                raise ValueError(
+                    f"ssh.allowedSources: {source} overlaps network.cidr ({self.network.cidr}); allowed are addresses "
+                    "outside the private network, since its servers are reached through the first application server"
+                )
+        owners: dict[str, str] = {_key_material(self.deploy.public_key): f"the account {DEPLOY_USER}"}
+        for name, admin in self.admins.items():
+            for key in admin.public_keys:
+                owner = owners.setdefault(_key_material(key), name)
+                if owner != name:
+                    raise ValueError(
+                        f"admins.{name}.publicKeys: a key belongs to {owner} already; everyone has a key of their own"
+                    )
+        return self
+
+    @cached_property
+    def app_addresses(self) -> dict[str, IPv4Address]:
+        """The application servers and their private addresses: `app-1` first, which is the bastion."""
+        return {f"app-{number}": self.network.address(10 + number) for number in range(1, self.app.count + 1)}
+
+    @property
+    def database_address(self) -> IPv4Address:
+        """The database server's private address, below the application servers', so that `app.count` can grow."""
+        return self.network.address(5)
+
+    @property
+    def app_size(self) -> str:
+        """The application servers' size, as the cloud names it."""
+        return self.app.size or DEFAULT_SIZES[self.cloud]
+
+    @property
+    def database_size(self) -> str:
+        """The database server's size, as the cloud names it."""
+        return self.database.size or DEFAULT_SIZES[self.cloud]
+
+
+def admin_name(name: str) -> str:
+    """Check the name of a person's account.
+
+    Raises:
+        ValueError: the name is not one that `useradd` takes on every image, or belongs to the system.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
+        raise ValueError(f"{name!r} is not an account name; allowed are up to 31 of a-z, 0-9, - and _, a letter first")
+    if name in RESERVED_NAMES or name.startswith(("systemd-", "_", "uds-")):
+        raise ValueError(f"{name!r} is reserved for the system; allowed is any other name")
+    return name
+
+
+def _key_material(key: str) -> str:
+    return " ".join(key.split()[:2])
+
+
+def parse(config: Mapping[str, str]) -> Settings:
+    """Settings from a stack's configuration values, as Pulumi hands them over: full key -> text (JSON for objects).
+
+    Raises:
+        SettingsError: one line a mistake.
+    """
+    raw: dict[str, Any] = {}
+    for full_key, text in config.items():
+        namespace, _, key = full_key.partition(":")
+        if namespace == PROJECT:
+            raw[key] = _value(text)
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_describe(error, raw))) from None
+
+
+def load() -> Settings:
+    """The running program's settings.
+
+    Raises:
+        SettingsError: one line a mistake.
+    """
+    from pulumi.runtime.config import CONFIG  # noqa: PLC0415 - so that `uds` can check values without loading Pulumi
+
+    return parse(CONFIG.get())
+
+
+def _value(text: str) -> object:
+    # Pulumi hands over every value as text. Only objects and lists are JSON by intent: "2" stays text for pydantic,
+    # which knows what the field wants.
+    if text[:1] in "{[":
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _describe(error: ValidationError, raw: object) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"] if not isinstance(part, str) or not part.endswith("]")]
+        key = f"{PROJECT}:{_join(path)}"
+        if item["type"] == "missing":
+            what = "is missing"
+            if path[0] in ("deploy", "admins"):
+                what += "; run `uds init`" if path[0] == "deploy" else "; run `uds admin add`"
+        elif item["type"] == "extra_forbidden":
+            what = f"is not a setting; allowed here: {', '.join(_siblings(path))}"
+        else:
+            what = item["msg"].removeprefix("Value error, ")
+            shown = _shown(raw, path)
+            what = f"{shown}: {what}" if shown else what
+        yield f"{key.rstrip(':')} {what}" if path else what
+
+
+def _join(path: list[str]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if part.isdigit() else (f".{part}" if text else part)
+    return text
+
+
+def _siblings(path: list[str]) -> list[str]:
+    """The keys that are allowed beside the last one of `path`."""
+    model: type[BaseModel] = Settings
+    for part in path[:-1]:
+        for name, field in model.model_fields.items():
+            if part in (field.alias, name):
+                kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+                model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _shown(raw: object, path: list[str]) -> str:
+    """The value at `path` for an error message, or nothing where it could be a secret."""
+    value = raw
+    for part in path:
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return ""
+    secret = path[0] in ("deploy", "admins") or "PRIVATE KEY" in str(value)
+    return "" if secret or not isinstance(value, (str, int, float, bool)) else repr(value)
