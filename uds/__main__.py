@@ -1,0 +1,130 @@
+"""uds, the operator's command: `uv run uds --help`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import segno
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from uds import admin as admins
+from uds import init as initialisation
+from uds import ssh as remote_shell
+from uds.stack import OperatorError, Stack
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Keys, people and servers of a stack. Stacks named local or *-local are rehearsals on this machine.",
+)
+admin_app = typer.Typer(no_args_is_help=True, help="The people who may log in.")
+app.add_typer(admin_app, name="admin")
+out = Console(highlight=False)
+
+StackName = Annotated[str, typer.Argument(metavar="STACK", help="Name of the stack, such as local or linode.")]
+Rehearsal = Annotated[
+    bool, typer.Option("--rehearsal", help="The rehearsal of a production stack (make up STACK=...).")
+]
+
+
+@app.command()
+def init(
+    stack: StackName,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="File whose first line is the passphrase, instead of asking.")
+    ] = None,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Make all keys and secrets of a stack that it doesn't have yet. Safe to run again."""
+    opened = Stack.open(stack, rehearsal=rehearsal)
+    # Does nothing where the stack is there; Pulumi itself asks for its passphrase where it needs one.
+    opened.pulumi("stack", "select", stack, "--create")
+
+    def passphrase() -> str:
+        if passphrase_file:
+            return passphrase_file.read_text().splitlines()[0]
+        text: str = typer.prompt(
+            "Passphrase for your own copy of the deploy key", hide_input=True, confirmation_prompt=True
+        )
+        if len(text) < 16:
+            raise OperatorError("The passphrase is too short: take at least 16 characters (guide, 3.5).")
+        return text
+
+    made = False
+    for what in initialisation.initialise(opened, passphrase):
+        made = True
+        out.print(f"made: {what}")
+    if not made:
+        out.print("Everything is there already.")
+
+
+@admin_app.command("add")
+def admin_add(
+    stack: StackName,
+    name: Annotated[str, typer.Argument(help="Account name.")],
+    key: Annotated[list[Path], typer.Option(help="File with the person's public SSH key; may be given several times.")],
+    password_stdin: Annotated[bool, typer.Option(help="Read the sudo password from standard input.")] = False,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Add a person: key and one-time code to log in, password for sudo. Shows the code's secret once."""
+    opened = Stack.open(stack, rehearsal=rehearsal)
+    keys = [path.read_text() for path in key]
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\n")
+    else:
+        password = typer.prompt(f"sudo password for {name}", hide_input=True, confirmation_prompt=True)
+    enrolment = admins.add(opened, name, keys, password)
+    out.print(f"\nScan this with {name}'s authenticator app. It is shown once:\n")
+    segno.make(enrolment.uri, error="m").terminal(compact=True)
+    out.print(f"\nOr type the secret: {enrolment.secret}")
+    out.print(f"Codes for the day the phone is lost, each works once per server: {'  '.join(enrolment.scratch_codes)}")
+    out.print(f"\nNext: {_apply_hint(stack, rehearsal)} puts the account on the servers.")
+
+
+@admin_app.command("remove")
+def admin_remove(stack: StackName, name: Annotated[str, typer.Argument()], rehearsal: Rehearsal = False) -> None:
+    """Remove a person."""
+    admins.remove(Stack.open(stack, rehearsal=rehearsal), name)
+    out.print(f"{name} is out of the configuration. Next: {_apply_hint(stack, rehearsal)} ends their access.")
+
+
+@admin_app.command("list")
+def admin_list(stack: StackName, rehearsal: Rehearsal = False) -> None:
+    """List the people and their keys."""
+    table = Table("admin", "public key")
+    for name, keys in admins.listed(Stack.open(stack, rehearsal=rehearsal)).items():
+        for key in keys:
+            table.add_row(name, key)
+    out.print(table)
+
+
+@app.command()
+def ssh(
+    stack: StackName,
+    server: Annotated[str, typer.Argument(help="Name of the server, such as app-1 or db-1.")],
+    command: Annotated[list[str] | None, typer.Argument(metavar="[-- COMMAND...]")] = None,
+    sudo: Annotated[bool, typer.Option("--sudo", help="Run the command as root.")] = False,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Run a command, or a shell, on a server as the automation's account. Passes the exit status through."""
+    raise typer.Exit(remote_shell.run(Stack.open(stack, rehearsal=rehearsal), server, command or [], sudo=sudo))
+
+
+def _apply_hint(stack: str, rehearsal: bool) -> str:
+    rehearsed = rehearsal or stack == "local" or stack.endswith("-local")
+    return f"`make up STACK={stack}`" if rehearsed else f"`pulumi up --stack {stack}`"
+
+
+def main() -> None:
+    """The command's entry: an error that the operator can mend is one line, not a traceback."""
+    try:
+        app()
+    except OperatorError as error:
+        Console(stderr=True, highlight=False).print(f"uds: {error}", style="red", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""`uds ssh`: a command or a shell on a server, as the automation's account, through the bastion, with pinned keys."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from uds.stack import OperatorError, Stack
+
+
+def write_config(folder: Path, outputs: Mapping[str, Any], user: str | None = None) -> Path:
+    """Write OpenSSH's configuration for the stack's servers into `folder`: names, jumps, and the only keys accepted.
+
+    With it, `ssh -F FILE db-1` goes through the first application server. `user` is whom to log in as, the automation's
+    account by default.
+    """
+    servers: Mapping[str, Mapping[str, str]] = outputs["servers"]
+    known_hosts = folder / "known_hosts"
+    known_hosts.write_text("".join(f"{name} {server['hostKey']}\n" for name, server in servers.items()))
+    lines = []
+    for name, server in servers.items():
+        private = server["role"] != "app"
+        address = server["privateIp"] if private else server["publicIp"]
+        lines += [f"Host {name}", f"  HostName {address}", f"  HostKeyAlias {name}"]
+        if private:
+            lines.append("  ProxyJump app-1")
+    lines += [
+        "Host *",
+        f"  User {user or outputs['sshUser']}",
+        f"  UserKnownHostsFile {known_hosts}",
+        "  GlobalKnownHostsFile none",
+        "  StrictHostKeyChecking yes",
+        "  UpdateHostKeys no",
+        "  ConnectTimeout 15",
+        # The banner is for people; here it would mix with a command's output.
+        "  LogLevel ERROR",
+    ]
+    config = folder / "config"
+    config.write_text("\n".join(lines) + "\n")
+    return config
+
+
+@contextmanager
+def agent(private_key: str, folder: Path) -> Iterator[Path]:
+    """An agent of its own that holds the key for a while, so that the key never lies on the disk."""
+    socket = folder / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
+    try:
+        while not socket.exists():
+            if process.poll() is not None:
+                raise OperatorError("ssh-agent did not start.")
+        environment = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+        subprocess.run(["ssh-add", "-q", "-"], input=private_key, text=True, env=environment, check=True)
+        yield socket
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def run(stack: Stack, server: str, command: Sequence[str], *, sudo: bool) -> int:
+    """Run `command` (or a shell) on `server` and return its exit status.
+
+    One word is a line for the server's shell, as with ssh; several are a program and its arguments, as they are.
+
+    Raises:
+        OperatorError: no such server, or no ssh on this machine.
+    """
+    if not shutil.which("ssh"):
+        raise OperatorError("There is no ssh on this machine: install openssh-client.")
+    outputs = stack.outputs()
+    if server not in outputs["servers"]:
+        raise OperatorError(f"There is no server {server}. Servers: {', '.join(sorted(outputs['servers']))}.")
+    if sudo and not command:
+        raise OperatorError("--sudo needs a command: uds ssh STACK SERVER --sudo -- COMMAND.")
+    deploy = stack.section("deploy")
+    with tempfile.TemporaryDirectory() as name, agent(deploy["privateKey"], Path(name)) as socket:
+        config = write_config(Path(name), outputs)
+        ssh = ["ssh", "-F", str(config), "-o", f"IdentityAgent={socket}", server]
+        if not command:
+            return subprocess.run(ssh, check=False).returncode
+        if sudo:
+            program = command if len(command) > 1 else ["sh", "-c", *command]
+            return _run_as_root([*ssh, f"sudo -k -S -p '' -- {shlex.join(program)}"], deploy["sudoPassword"])
+        return subprocess.run([*ssh, shlex.join(command) if len(command) > 1 else command[0]], check=False).returncode
+
+
+def _run_as_root(ssh: Sequence[str], password: str) -> int:
+    """Give sudo its password first, and the command everything that comes on our own standard input."""
+    process = subprocess.Popen(ssh, stdin=subprocess.PIPE)
+    if process.stdin is None:  # it is a pipe, as asked for above
+        raise OperatorError("ssh could not be started.")
+    process.stdin.write(password.encode() + b"\n")
+    process.stdin.flush()
+    # In the background, so that a command that ends early doesn't wait for input that nobody gives.
+    threading.Thread(target=_feed, args=(process.stdin,), daemon=True).start()
+    return process.wait()
+
+
+def _feed(target: IO[bytes]) -> None:
+    # Broken where the command ended without reading all of it.
+    with suppress(BrokenPipeError), target:
+        if not sys.stdin.isatty():
+            shutil.copyfileobj(sys.stdin.buffer, target)
