@@ -26,6 +26,7 @@ from rehearsal.language_host.lifeline import end_with_parent
 _WORKERS = 32
 # Configuration and options of a stack can be larger than gRPC's own limit of 4 MiB.
 _MAX_MESSAGE = 400 * 1024 * 1024
+_OPTIONS = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)]
 
 
 def _skip_the_sdk() -> None:
@@ -54,6 +55,8 @@ if not TYPE_CHECKING:
 from google.protobuf import empty_pb2  # type: ignore[import-untyped] # noqa: E402 - ships no types; must come late
 from pulumi.runtime.proto import language_pb2, language_pb2_grpc, plugin_pb2  # noqa: E402 - the empty packages must be there first
 
+from rehearsal.language_host import policy_pack  # noqa: E402 - likewise
+
 
 class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
     """The part of the protocol that previews, updates, refreshes, destroys, policy packs and plugins use."""
@@ -67,7 +70,7 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
 
     def _start(self, command: list[str], **options: object) -> subprocess.Popen[bytes]:
         with self._lock:
-            child = subprocess.Popen([sys.executable, "-u", "-m", *command], **options)  # type: ignore[call-overload] # options differ by kind of child
+            child = subprocess.Popen([sys.executable, "-u", "-m", *command], bufsize=0, **options)  # type: ignore[call-overload] # options differ by kind of child
             self._children.add(child)
         return child  # type: ignore[no-any-return] # follows from the line above
 
@@ -168,16 +171,48 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         self, request: language_pb2.RunPluginRequest, context: grpc.ServicerContext
     ) -> Iterator[language_pb2.RunPluginResponse]:
         """Run a policy pack or a provider plugin, passing on what it prints and how it ends."""
-        directory = request.info.program_directory
+        is_pack = request.kind == "analyzer"
         child = self._start(
-            ["rehearsal.language_host.plugin", str(os.getpid()), request.kind, directory, *request.args],
-            cwd=request.pwd,
+            [
+                "rehearsal.language_host.plugin",
+                str(os.getpid()),
+                request.kind,
+                request.info.program_directory,
+                *request.args,
+            ],
+            cwd=request.info.program_directory if is_pack else request.pwd,
             env=dict(entry.partition("=")[::2] for entry in request.env),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         context.add_callback(child.terminate)
+        stdin: IO[bytes] = child.stdin  # type: ignore[assignment] # a pipe, as asked for above
+        stdout: IO[bytes] = child.stdout  # type: ignore[assignment] # likewise
+        if not is_pack:
+            stdin.close()
+            yield from self._output(child)
+            return
+
+        configured = threading.Event()
+
+        def start(environment: dict[str, str]) -> int:
+            with contextlib.suppress(BrokenPipeError):  # it ended early; what it printed says why
+                stdin.write(json.dumps(environment).encode())
+                stdin.close()
+            try:
+                return int(stdout.readline() or 0)  # unbuffered: nothing after the line is taken
+            finally:
+                configured.set()
+
+        context.add_callback(configured.set)
+        proxy = policy_pack.PolicyPackProxy(start, _OPTIONS)
+        yield language_pb2.RunPluginResponse(stdout=f"{proxy.port}\n".encode())
+        configured.wait()
+        yield from self._output(child)
+        proxy.stop()
+
+    def _output(self, child: subprocess.Popen[bytes]) -> Iterator[language_pb2.RunPluginResponse]:
         output: queue.Queue[language_pb2.RunPluginResponse | None] = queue.Queue()
 
         def forward(stream: IO[bytes], wrap: Callable[[bytes], language_pb2.RunPluginResponse]) -> None:
@@ -232,7 +267,7 @@ def main() -> None:
     host = LanguageHost(sys.argv[-1])
     server = grpc.server(
         ThreadPoolExecutor(max_workers=_WORKERS),
-        options=[("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)],
+        options=_OPTIONS,
     )
     language_pb2_grpc.add_LanguageRuntimeServicer_to_server(host, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,8 +1,13 @@
 """Run a policy pack or a provider plugin: a child process of the language host.
 
 Usage: ``python -m rehearsal.language_host.plugin PARENT analyzer|resource DIRECTORY [ARGUMENTS...]``.
+A policy pack's configuration, which may hold secrets, comes as JSON on standard input: variables to add to the
+environment before the pack starts (where other processes can't read them, unlike those it is started with).
 """
 
+import importlib
+import json
+import os
 import runpy
 import signal
 import sys
@@ -17,6 +22,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent(int(parent))
     if kind == "analyzer":
+        importlib.import_module("pulumi")  # while the engine prepares: it takes half a second
+        environment = sys.stdin.read()
+        if not environment:  # the engine ended without having needed the pack
+            return
+        os.environ.update(json.loads(environment))
         # The SDK's runner of policy packs takes the engine's address and the pack's directory.
         sys.argv[1:] = [*arguments, directory]
         runpy.run_module("pulumi.policy", run_name="__main__", alter_sys=True)
