@@ -6,6 +6,7 @@ throw-away ones.
 
 import os
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from components.settings import PROJECT
+from rehearsal.store import write_atomically
 
 # What YAML holds.
 Value: TypeAlias = Any
@@ -72,22 +74,32 @@ class Workspace:
             "UDS_REHEARSAL": str(self.folder),
         }
 
-    def prepare(self) -> None:
-        """Make the folder, or bring the committed files' changes into it. What the rehearsal added stays.
+    def check(self) -> None:
+        """Nothing is started for a stack that doesn't exist.
 
         Raises:
             FileNotFoundError: the stack has no committed file.
         """
+        (PROJECT_FOLDER / f"Pulumi.{self.stack}.yaml").stat()
+
+    def prepare(self) -> None:
+        """Make the folder, or bring the committed files' changes into it. What the rehearsal added stays."""
         for folder in (self.folder, self.folder / "state", self.bin):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.passphrase_file.exists():
-            _write(self.passphrase_file, secrets.token_urlsafe(32))
+            write_atomically(self.passphrase_file, secrets.token_urlsafe(32))
         project = yaml.safe_load((PROJECT_FOLDER / "Pulumi.yaml").read_text())
-        _write(self.folder / "Pulumi.yaml", yaml.safe_dump(project | {"main": str(PROJECT_FOLDER)}, sort_keys=False))
+        write_atomically(
+            self.folder / "Pulumi.yaml", yaml.safe_dump(project | {"main": str(PROJECT_FOLDER)}, sort_keys=False)
+        )
         committed = yaml.safe_load((PROJECT_FOLDER / f"Pulumi.{self.stack}.yaml").read_text())
         own = yaml.safe_load(self.stack_file.read_text()) if self.exists() else {}
         config = merged(without_secrets(committed.get("config") or {}), own.get("config") or {})
         self._write_config(own, config)
+
+    def remove(self) -> None:
+        """Remove the folder: state, configuration and throw-away secrets."""
+        shutil.rmtree(self.folder)
 
     def set_section(self, key: str, values: Mapping[str, object]) -> None:
         """Set plain values of one of the project's objects in the copy."""
@@ -98,7 +110,7 @@ class Workspace:
         self._write_config(own, config)
 
     def _write_config(self, own: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        _write(self.stack_file, yaml.safe_dump({**own, "config": dict(config)}, sort_keys=False))
+        write_atomically(self.stack_file, yaml.safe_dump({**own, "config": dict(config)}, sort_keys=False))
 
 
 def without_secrets(value: Value) -> Value:
@@ -125,12 +137,3 @@ def merged(committed: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 
 def _is_secret(value: Value) -> bool:
     return isinstance(value, Mapping) and set(value) == {"secure"}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write for the owner only, complete or not at all: the rehearsal may be killed at any moment."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    new.write_text(text)
-    new.rename(path)

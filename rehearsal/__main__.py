@@ -1,0 +1,142 @@
+"""What `make` runs: a stack of the project, by the real Pulumi, with this machine in place of the cloud."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from components.settings import PROJECT
+from rehearsal import host, image, linode_plugin, recovery, toolchain
+from rehearsal.host import HostError
+from rehearsal.realm import Realm
+from rehearsal.store import RealmError
+from rehearsal.toolchain import ToolchainError
+from rehearsal.workspace import Workspace
+from uds import init
+from uds.stack import OperatorError, Stack
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The rehearsal; see the Makefile.")
+out = Console(highlight=False)
+# Progress is no result: `make -s outputs` prints JSON and nothing else.
+log = Console(stderr=True, highlight=False)
+
+StackName = Annotated[str, typer.Argument(metavar="STACK")]
+Arguments = Annotated[list[str] | None, typer.Argument(metavar="[-- PULUMI ARGUMENTS...]")]
+
+
+@app.command()
+def up(stack: StackName, arguments: Arguments = None) -> None:
+    """Bring the stack up on this machine, from whatever is there."""
+    started = time.monotonic()
+    workspace = _prepare(stack, with_machines=True)
+    realm = Realm.open(workspace.folder)
+    realm.start(_say)
+    workspace.set_section("ssh", {"allowedSources": [f"{realm.operator_v4}/32", f"{realm.operator_v6}/128"]})
+    opened = _initialise(workspace)
+    recovery.recover(opened, realm, _say)
+    _pulumi(workspace, ["up", "--yes", "--skip-preview", *(arguments or [])])
+    _summary(opened, time.monotonic() - started)
+
+
+@app.command()
+def preview(stack: StackName, arguments: Arguments = None) -> None:
+    """Say what `up` would do; of a production stack, with throw-away secrets."""
+    workspace = _prepare(stack, with_machines=False)
+    _initialise(workspace)
+    _pulumi(workspace, ["preview", *(arguments or [])])
+
+
+@app.command()
+def down(stack: StackName) -> None:
+    """Remove the rehearsal: machines, networks, state and throw-away secrets."""
+    workspace = Workspace(stack)
+    workspace.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Realm.open(workspace.folder).destroy()
+    workspace.remove()
+    _say(f"The rehearsal of {stack} is gone.")
+
+
+@app.command()
+def outputs(stack: StackName) -> None:
+    """Print the stack's outputs as JSON."""
+    print(json.dumps(Stack.open(stack, rehearsal=True).outputs(), indent=2))
+
+
+def _prepare(stack: str, *, with_machines: bool) -> Workspace:
+    """Everything that a rehearsal needs before Pulumi runs. What is there already costs next to nothing."""
+    workspace = Workspace(stack)
+    try:
+        workspace.check()
+        if with_machines:
+            host.prepare(_say)
+        workspace.prepare()
+        # Both take minutes the first time, on a core each.
+        with ThreadPoolExecutor() as pool:
+            tools = pool.submit(toolchain.ensure, workspace.bin, _say)
+            if with_machines:
+                pool.submit(image.ensure, _image(workspace), _say).result()
+            tools.result()
+        linode_plugin.install(workspace.bin)
+    except FileNotFoundError as error:
+        raise OperatorError(f"There is no stack {stack}: {error.filename} does not exist.") from None
+    return workspace
+
+
+def _image(workspace: Workspace) -> str:
+    config = yaml.safe_load(workspace.stack_file.read_text())["config"]
+    return str(config.get(f"{PROJECT}:image", image.DEFAULT_IMAGE))
+
+
+def _initialise(workspace: Workspace) -> Stack:
+    opened = Stack.open(workspace.stack, rehearsal=True)
+    opened.pulumi("stack", "select", workspace.stack, "--create")
+    # Nobody is asked: the key folder of a rehearsal has the rehearsal's own passphrase.
+    for what in init.initialise(opened, workspace.passphrase_file.read_text):
+        _say(f"made: {what}")
+    return opened
+
+
+def _pulumi(workspace: Workspace, arguments: Sequence[str]) -> None:
+    command = ["pulumi", *arguments, "--stack", workspace.stack]
+    done = subprocess.run(command, cwd=workspace.folder, env=workspace.environment(), check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+
+
+def _summary(stack: Stack, seconds: float) -> None:
+    facts: dict[str, Any] = stack.outputs()
+    table = Table("server", "role", "public address", "private address")
+    for name, server in facts["servers"].items():
+        table.add_row(name, server["role"], server.get("publicIp", "-"), server["privateIp"])
+    out.print(f"\nThe stack {stack.name} is up, after {seconds:.0f} s.")
+    out.print(table)
+    out.print(f"Log in      uv run uds ssh {stack.name} app-1        (then db-1, through app-1)")
+    out.print(f"As root     uv run uds ssh {stack.name} db-1 --sudo -- iptables -S")
+    out.print(f"Add people  uv run uds admin add {stack.name} alice --key ~/.ssh/id_ed25519.pub, then make up again")
+    out.print("Prove it    make test")
+    out.print(f"Remove it   make down STACK={stack.name}")
+
+
+def _say(text: str) -> None:
+    log.print(text, style="dim", markup=False)
+
+
+def main() -> None:
+    """The entry: what a person can mend is said in a few words, without a traceback."""
+    try:
+        app()
+    except (HostError, OperatorError, RealmError, ToolchainError) as error:
+        log.print(str(error), style="red", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
