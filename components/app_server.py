@@ -35,8 +35,8 @@ def firewall(settings: Settings) -> Firewall:
             Rule("tcp", 443, ANYWHERE, "HTTPS"),
         ),
         redirects=(
-            Redirect(80, HTTP_PORT, "HTTP to the application's own port"),
-            Redirect(443, HTTPS_PORT, "HTTPS to the application's own port"),
+            Redirect(80, HTTP_PORT, "HTTP to the port of the application"),
+            Redirect(443, HTTPS_PORT, "HTTPS to the port of the application"),
         ),
     )
 

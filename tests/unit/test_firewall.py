@@ -118,6 +118,20 @@ def test_a_redirect_out_of_a_range_leaves_the_rest_of_the_range_as_it_is() -> No
     ]  # fmt: skip
 
 
+def test_a_redirect_leaves_udp_on_the_same_port_alone() -> None:
+    quic = replace(HTTPS, protocol="udp", why="HTTP/3")
+    firewall = Firewall("any", (HTTPS, quic), (Redirect(443, 3003, "TLS"),))
+    assert local_port(firewall, Packet("tcp", STRANGER, 443)) == 3003
+    assert local_port(firewall, Packet("udp", STRANGER, 443)) == 443
+    assert Ruleset(rules_v4(firewall)).delivered(probe_of(Packet("udp", STRANGER, 443))) == 443
+
+
+def test_half_of_all_addresses_are_not_all() -> None:
+    firewall = Firewall("any", (Rule("tcp", 22, (IPv4Network("128.0.0.0/1"), IPv6Network("8000::/1")), "half"),))
+    assert filter_rules(rules_v4(firewall), "TCP") == ["-A TCP -p tcp --dport 22 -s 128.0.0.0/1 -j ACCEPT"]
+    assert filter_rules(rules_v6(firewall), "TCP") == ["-A TCP -p tcp --dport 22 -s 8000::/1 -j ACCEPT"]
+
+
 def test_two_public_ports_may_lead_to_one_process() -> None:
     firewall = Firewall("any", (HTTP, HTTPS), (Redirect(80, 3000, "plain"), Redirect(443, 3000, "TLS")))
     for text in (rules_v4(firewall), rules_v6(firewall)):

@@ -34,6 +34,8 @@ V6 = SOME_V6 | st.integers(0, 2**128 - 1).map(IPv6Address)
 NETWORKS: st.SearchStrategy[Network] = (
     st.builds(lambda address, bits: IPv4Network((address, bits), strict=False), V4, st.integers(0, 32))
     | st.builds(lambda address, bits: IPv6Network((address, bits), strict=False), V6, st.integers(0, 128))
+    | SOME_V4.map(IPv4Network)
+    | SOME_V6.map(IPv6Network)
     | st.sampled_from(ANYWHERE)
 )
 
@@ -45,7 +47,7 @@ def firewalls(draw: st.DrawFn) -> Firewall:
     for number in range(draw(st.integers(0, 8))):
         port = draw(PORTS)
         last_port = draw(st.none() | st.integers(port + 1, port + 5)) if port < 65000 else None
-        sources = draw(st.just(ANYWHERE) | st.lists(NETWORKS, min_size=1, max_size=5).map(tuple))
+        sources = draw(st.just(ANYWHERE) | st.lists(NETWORKS, min_size=1, max_size=4, unique=True).map(tuple))
         try:
             rule = Rule(draw(PROTOCOLS), port, sources, f"rule {number}", last_port)
             firewall = Firewall(firewall.name, (*firewall.rules, rule), firewall.redirects)
@@ -62,26 +64,24 @@ def firewalls(draw: st.DrawFn) -> Firewall:
     return firewall
 
 
-def near(numbers: list[int], highest: int) -> list[int]:
-    return sorted({min(max(number + step, 0), highest) for number in numbers for step in (-1, 0, 1)})
+def near(numbers: list[int], lowest: int, highest: int) -> list[int]:
+    return sorted({min(max(number + step, lowest), highest) for number in numbers for step in (-1, 0, 1)})
 
 
 @st.composite
 def packets_for(draw: st.DrawFn, firewall: Firewall) -> Packet:
-    """Any packet, and often one at the edge of what the firewall names."""
-    ports = [port for rule in firewall.rules for port in (rule.ports[0], rule.ports[-1])]
-    ports += [redirect.to_port for redirect in firewall.redirects]
-    edges = [port for port in near(ports, 65535) if port > 0]
-    port = draw(st.sampled_from(edges) | PORTS if edges else PORTS)
-    v4: st.SearchStrategy[IPv4Address] = V4
-    v6: st.SearchStrategy[IPv6Address] = V6
-    v4_edges = [int(edge) for rule in firewall.rules for net in rule.v4 for edge in (net[0], net[-1])]
-    v6_edges = [int(edge) for rule in firewall.rules for net in rule.v6 for edge in (net[0], net[-1])]
-    if v4_edges:
-        v4 |= st.sampled_from(near(v4_edges, 2**32 - 1)).map(IPv4Address)
-    if v6_edges:
-        v6 |= st.sampled_from(near(v6_edges, 2**128 - 1)).map(IPv6Address)
-    return Packet(draw(PROTOCOLS), draw(v4 | v6), port)
+    """Any packet, and mostly one that a rule accepts or nearly accepts."""
+    protocol, port, source = draw(PROTOCOLS), draw(PORTS), draw(V4 | V6)
+    aimed = draw(st.integers(0, 4)) > 0
+    if firewall.rules and aimed:
+        rule = draw(st.sampled_from(firewall.rules))
+        network = draw(st.sampled_from(rule.sources))
+        edges = near([int(network[0]), int(network[-1])], 0, 2**network.max_prefixlen - 1)
+        to_ports = [redirect.to_port for redirect in firewall.redirects]
+        protocol = draw(st.sampled_from((rule.protocol, rule.protocol, protocol)))
+        port = draw(st.sampled_from((*rule.ports, *near([*rule.ports, *to_ports], 1, 65535))))
+        source = type(network[0])(draw(st.sampled_from(edges)))
+    return Packet(protocol, source, port)
 
 
 @st.composite
