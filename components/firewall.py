@@ -293,6 +293,7 @@ def _rules_file(fw: Firewall, version: Literal[4, 6]) -> str:
         ":UDP - [0:0]",
         ":TCP - [0:0]",
         ":ICMP - [0:0]",
+        ":METADATA - [0:0]",
         "",
         "# UDP that may come in",
         *(_V6_UDP if version == 6 else ()),
@@ -315,10 +316,12 @@ def _rules_file(fw: Firewall, version: Literal[4, 6]) -> str:
         "-A INPUT -p tcp --syn -m conntrack --ctstate NEW -j TCP",
         *(_V4_ICMP_JUMP if version == 4 else ()),
         "",
-        "# The cloud's metadata service is root's. REJECT, so that others fail at once instead of waiting.",
+        "# The cloud's metadata service is root's; whoever else asks is refused at once, so that nothing hangs.",
         "# (socket-exists: the kernel's own last packets of root's closed connections have no owner.)",
+        "-A METADATA -p tcp -j REJECT --reject-with tcp-reset",
+        "-A METADATA -j REJECT",
         *(
-            f"-A OUTPUT -d {address} -m owner --socket-exists ! --uid-owner 0 -j REJECT"
+            f"-A OUTPUT -d {address} -m owner --socket-exists ! --uid-owner 0 -j METADATA"
             for address in (METADATA_V4 if version == 4 else METADATA_V6)
         ),
         "COMMIT",

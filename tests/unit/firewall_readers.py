@@ -20,7 +20,7 @@ BUILT_IN = {
     "security": {"INPUT", "FORWARD", "OUTPUT"},
     "mangle": {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"},
 }
-TARGETS = {"ACCEPT", "DROP", "REJECT", "REDIRECT"}
+TARGETS = {"ACCEPT", "DROP", "REJECT", "RESET"}
 ICMPV6_TYPES = {"router-advertisement": 134, "neighbour-solicitation": 135, "neighbour-advertisement": 136, "130": 130}
 
 
@@ -133,7 +133,7 @@ class Ruleset:
         return probe.port if self._walk("filter", "INPUT", probe) == "ACCEPT" else None
 
     def sent(self, probe: Probe) -> str:
-        """What happens to a packet that leaves: ACCEPT, DROP or REJECT."""
+        """What happens to a packet that leaves: ACCEPT, DROP, REJECT (with an ICMP error) or RESET."""
         return str(self._walk("filter", "OUTPUT", probe))
 
     def _walk(self, table: str, chain: str, probe: Probe) -> str | int:
@@ -192,6 +192,8 @@ def _line(words: list[str], chains: set[str]) -> Line:
                 if option != "--to-port":
                     raise ValueError(f"unknown option {option}")
                 return Line(options, target, int(port))
+            if target == "REJECT" and ("-p", "tcp", False) in options and words == ["--reject-with", "tcp-reset"]:
+                return Line(options, "RESET")
             if words or target not in TARGETS | chains:
                 raise ValueError(f"bad target {target} {words}")
             return Line(options, target)

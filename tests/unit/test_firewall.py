@@ -185,8 +185,8 @@ def test_only_root_reaches_the_metadata_service() -> None:
     for text, addresses in ((rules_v4(DATABASE), METADATA_V4), (rules_v6(DATABASE), METADATA_V6)):
         ruleset = Ruleset(text)
         for address in addresses:
-            for protocol in ("tcp", "udp"):
-                assert ruleset.sent(Probe(protocol, address, address, 80, uid=1000)) == "REJECT"
+            for protocol, refused in (("tcp", "RESET"), ("udp", "REJECT")):
+                assert ruleset.sent(Probe(protocol, address, address, 80, uid=1000)) == refused
                 assert ruleset.sent(Probe(protocol, address, address, 80, uid=0)) == "ACCEPT"
                 assert ruleset.sent(Probe(protocol, address, address, 80, uid=None)) == "ACCEPT"
     assert Ruleset(rules_v4(APP)).sent(Probe("udp", SERVER, IPv4Address("169.254.169.253"), 53, uid=1000)) == "ACCEPT"
