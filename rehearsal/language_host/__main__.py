@@ -70,7 +70,7 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
 
     def _start(self, command: list[str], **options: object) -> subprocess.Popen[bytes]:
         with self._lock:
-            child = subprocess.Popen([sys.executable, "-u", "-m", *command], bufsize=0, **options)  # type: ignore[call-overload] # options differ by kind of child
+            child = subprocess.Popen([sys.executable, "-u", "-P", "-m", *command], bufsize=0, **options)  # type: ignore[call-overload] # options differ by kind of child
             self._children.add(child)
         return child  # type: ignore[no-any-return] # follows from the line above
 
