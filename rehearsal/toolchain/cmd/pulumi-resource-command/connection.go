@@ -97,18 +97,18 @@ func (t target) clientConfig() (config *ssh.ClientConfig, release func(), err er
 	return config, release, nil
 }
 
-// connect logs in, through the proxy if there is one. close ends every connection that was opened; all of them end
-// by themselves when the operation is cancelled.
+// connect logs in, through the proxy if there is one. closeAll ends every connection that was opened (the real plugin
+// leaves some open); all of them end by themselves when the operation is cancelled.
 func (o operation) connect(c connection) (client *ssh.Client, closeAll func(), err error) {
 	var closers []func()
-	closeAll = func() {
+	closeThem := func() {
 		for i := len(closers) - 1; i >= 0; i-- {
 			closers[i]()
 		}
 	}
 	defer func() {
 		if err != nil {
-			closeAll()
+			closeThem()
 			if o.ctx.Err() != nil {
 				err = errors.New("cancelled while connecting")
 			}
@@ -128,7 +128,7 @@ func (o operation) connect(c connection) (client *ssh.Client, closeAll func(), e
 			return nil, nil, err
 		}
 		closers = append(closers, func() { client.Close() })
-		return client, closeAll, nil
+		return client, closeThem, nil
 	}
 
 	proxyConfig, release, err := c.Proxy.clientConfig()
@@ -154,7 +154,7 @@ func (o operation) connect(c connection) (client *ssh.Client, closeAll func(), e
 		return nil, nil, fmt.Errorf("proxy: after 1 failed attempts: %w", err)
 	}
 	closers = append(closers, func() { client.Close() })
-	return client, closeAll, nil
+	return client, closeThem, nil
 }
 
 // login makes an SSH connection over conn, or over a TCP connection of its own if there is none.
