@@ -4,6 +4,7 @@ import pulumi
 
 from components import settings as configuration
 from components.app_server import AppServer
+from components.cloud_init import UserDataError
 from components.clouds import cloud_for
 from components.db_server import DbServer
 from components.server import Server
@@ -49,6 +50,6 @@ def _facts(role: str, server: Server) -> dict[str, pulumi.Input[str]]:
 
 try:
     build()
-except SettingsError as error:
+except (SettingsError, UserDataError) as error:
     # Shown as it stands: a traceback would bury it.
     raise pulumi.RunError(f"The configuration of this stack can't be used:\n{error}") from None

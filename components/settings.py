@@ -25,10 +25,12 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
 
 from components.catalogue import DEFAULT_SIZES, REGIONS, RESERVED_NAMES
 
@@ -81,7 +83,14 @@ def _not_a_placeholder(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _is_a_hash(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"\$(6|y)\$[A-Za-z0-9./=$]{40,}", secret.get_secret_value()):
+        raise ValueError("is not a password hash ($6$ or $y$); `uds` makes it")
+    return secret
+
+
 Secret = Annotated[SecretStr, AfterValidator(_not_a_placeholder)]
+PasswordHash = Annotated[Secret, AfterValidator(_is_a_hash)]
 
 
 def public_key(text: str) -> str:
@@ -99,11 +108,6 @@ def public_key(text: str) -> str:
         )
     if "\n" in line:
         raise ValueError(f"has more than one line; {_KEY_FORMATS}")
-    kind = line.split(" ", 1)[0]
-    if kind == "sk-ssh-ed25519@openssh.com":
-        if not re.fullmatch(r"\S+ AAAA[A-Za-z0-9+/]{40,}={0,2}( .*)?", line):
-            raise ValueError(f"is not a public key; {_KEY_FORMATS}")
-        return line
     try:
         key = load_ssh_public_key(line.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -111,7 +115,7 @@ def public_key(text: str) -> str:
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < 3072:
         raise ValueError(f"is an RSA key of {key.key_size} bits, which is too short; {_KEY_FORMATS}")
     if not isinstance(key, (rsa.RSAPublicKey, ed25519.Ed25519PublicKey)):
-        raise ValueError(f"is of the type {kind}, which the servers refuse; {_KEY_FORMATS}")
+        raise ValueError(f"is of the type {line.split()[0]}, which the servers refuse; {_KEY_FORMATS}")
     return line
 
 
@@ -121,16 +125,50 @@ PublicKey = Annotated[str, AfterValidator(public_key)]
 def _network(value: object) -> IPv4Network | IPv6Network:
     if isinstance(value, (IPv4Network, IPv6Network)):
         return value
+    # Python's own messages repeat the value, which may be a private key in the wrong place.
     try:
-        return ipaddress.ip_network(str(value))
-    except ValueError as error:
+        network = ipaddress.ip_network(str(value), strict=False)
+    except ValueError:
         raise ValueError(
-            f"is not a network ({error}); allowed is CIDR notation, such as 198.51.100.7/32 or 2001:db8::/64"
-        ) from error
+            "is not a network; allowed is CIDR notation, such as 198.51.100.7/32 or 2001:db8::/64"
+        ) from None
+    if int(ipaddress.ip_interface(str(value)).ip) != int(network.network_address):
+        raise ValueError(
+            f"has bits set behind its prefix; allowed is {network}, or one address with /{network.max_prefixlen}"
+        )
+    return network
+
+
+def _source(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    # What a firewall would refuse, or understand in another way.
+    if "%" in str(network):
+        raise ValueError("names an interface; allowed is the address without % and what follows")
+    if network.is_multicast:
+        raise ValueError("is multicast; allowed are addresses that a connection can come from")
+    if isinstance(network, IPv6Network) and network.subnet_of(IPv6Network("::ffff:0:0/96")):
+        raise ValueError("is IPv4 written as IPv6; allowed is its IPv4 form")
+    return network
 
 
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Source = Annotated[Network, AfterValidator(_source)]
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$", description="a package name")]
+
+
+def admin_name(name: str) -> str:
+    """Check the name of a person's account.
+
+    Raises:
+        ValueError: the name is not one that `useradd` takes on every image, or belongs to the system.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
+        raise ValueError(f"{name!r} is not an account name; allowed are up to 31 of a-z, 0-9, - and _, a letter first")
+    if name in RESERVED_NAMES or name.startswith(("systemd-", "_", "uds-")):
+        raise ValueError(f"{name!r} is reserved for the system; allowed is any other name")
+    return name
+
+
+AdminName = Annotated[str, AfterValidator(admin_name)]
 
 
 class NetworkSettings(_Section):
@@ -160,7 +198,8 @@ class NetworkSettings(_Section):
 class SshSettings(_Section):
     """Who may reach SSH from outside."""
 
-    allowed_sources: Annotated[tuple[Network, ...], Field(min_length=1)]
+    # A rule of Linode's firewall holds no more.
+    allowed_sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=255)]
     allow_anywhere: bool = False
 
     @model_validator(mode="after")
@@ -199,7 +238,7 @@ class DeploySettings(_Section):
     public_key: PublicKey
     private_key: Secret
     sudo_password: Secret
-    sudo_password_hash: Secret
+    sudo_password_hash: PasswordHash
     bootstrap_seed: Secret
 
     @field_validator("private_key")
@@ -223,16 +262,9 @@ class AdminSettings(_Section):
     """A person who may log in. `uds admin add` makes all of it."""
 
     public_keys: Annotated[tuple[PublicKey, ...], Field(min_length=1)]
-    password_hash: Annotated[Secret, Field(description="the hash of the sudo password")]
+    password_hash: PasswordHash
     totp_secret: Secret
     scratch_codes: Annotated[tuple[SecretStr, ...], Field(min_length=1, max_length=10)]
-
-    @field_validator("password_hash")
-    @classmethod
-    def _is_a_hash(cls, value: SecretStr) -> SecretStr:
-        if not re.fullmatch(r"\$(6|y)\$\S{40,}", value.get_secret_value()):
-            raise ValueError("is not a password hash ($6$ or $y$); run `uds admin add` to make one")
-        return value
 
     @field_validator("totp_secret")
     @classmethod
@@ -262,35 +294,43 @@ class Settings(_Section):
     app: AppSettings = AppSettings()
     database: DatabaseSettings = DatabaseSettings()
     deploy: DeploySettings
-    admins: dict[str, AdminSettings] = {}
+    admins: dict[AdminName, AdminSettings] = {}
+
+    # Checked field by field, so that a mistake elsewhere hides none of these. `info.data` has the fields above that are
+    # right by themselves.
+    @field_validator("region")
+    @classmethod
+    def _of_the_cloud(cls, region: str, info: ValidationInfo) -> str:
+        cloud = info.data.get("cloud")
+        if cloud and region not in REGIONS[cloud]:
+            raise ValueError(f"is not a region of {cloud}; allowed: {', '.join(sorted(REGIONS[cloud]))}")
+        return region
+
+    @field_validator("ssh")
+    @classmethod
+    def _from_outside(cls, ssh: SshSettings, info: ValidationInfo) -> SshSettings:
+        network = info.data.get("network")
+        for source in ssh.allowed_sources:
+            if network and source.version == 4 and source.prefixlen and source.overlaps(network.cidr):
+                raise ValueError(
+                    f"allowedSources: {source} overlaps network.cidr ({network.cidr}); allowed are addresses "
+                    "outside the private network, since its servers are reached through the first application server"
+                )
+        return ssh
 
     @field_validator("admins")
     @classmethod
-    def _admin_names(cls, admins: dict[str, AdminSettings]) -> dict[str, AdminSettings]:
-        for name in admins:
-            admin_name(name)
-        return admins
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.region not in REGIONS[self.cloud]:
-            allowed = ", ".join(sorted(REGIONS[self.cloud]))
-            raise ValueError(f"region: {self.region!r} is not a region of {self.cloud}; allowed: {allowed}")
-        for source in self.ssh.allowed_sources:
-            if source.version == 4 and source.prefixlen and source.overlaps(self.network.cidr):
-                raise ValueError(
-                    f"ssh.allowedSources: {source} overlaps network.cidr ({self.network.cidr}); allowed are addresses "
-                    "outside the private network, since its servers are reached through the first application server"
-                )
-        owners: dict[str, str] = {_key_material(self.deploy.public_key): f"the account {DEPLOY_USER}"}
-        for name, admin in self.admins.items():
+    def _own_keys(cls, admins: dict[str, AdminSettings], info: ValidationInfo) -> dict[str, AdminSettings]:
+        deploy = info.data.get("deploy")
+        owners = {_key_material(deploy.public_key): f"the account {DEPLOY_USER}"} if deploy else {}
+        for name, admin in admins.items():
             for key in admin.public_keys:
                 owner = owners.setdefault(_key_material(key), name)
                 if owner != name:
                     raise ValueError(
-                        f"admins.{name}.publicKeys: a key belongs to {owner} already; everyone has a key of their own"
+                        f"{name}.publicKeys: a key belongs to {owner} already; everyone has a key of their own"
                     )
-        return self
+        return admins
 
     @cached_property
     def app_addresses(self) -> dict[str, IPv4Address]:
@@ -311,19 +351,6 @@ class Settings(_Section):
     def database_size(self) -> str:
         """The database server's size, as the cloud names it."""
         return self.database.size or DEFAULT_SIZES[self.cloud]
-
-
-def admin_name(name: str) -> str:
-    """Check the name of a person's account.
-
-    Raises:
-        ValueError: the name is not one that `useradd` takes on every image, or belongs to the system.
-    """
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
-        raise ValueError(f"{name!r} is not an account name; allowed are up to 31 of a-z, 0-9, - and _, a letter first")
-    if name in RESERVED_NAMES or name.startswith(("systemd-", "_", "uds-")):
-        raise ValueError(f"{name!r} is reserved for the system; allowed is any other name")
-    return name
 
 
 def _key_material(key: str) -> str:
@@ -369,21 +396,36 @@ def _value(text: str) -> object:
     return text
 
 
+# Pydantic speaks of Python's types; who writes a stack file knows YAML's.
+_NOT_A = {"model_type": "an object", "dict_type": "an object", "tuple_type": "a list", "string_type": "a text"}
+
+
 def _describe(error: ValidationError, raw: object) -> Iterator[str]:
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        # "[key]" and the like are pydantic's own steps.
         path = [str(part) for part in item["loc"] if not isinstance(part, str) or not part.endswith("]")]
-        key = f"{PROJECT}:{_join(path)}"
-        if item["type"] == "missing":
-            what = "is missing"
-            if path[0] in ("deploy", "admins"):
-                what += "; run `uds init`" if path[0] == "deploy" else "; run `uds admin add`"
-        elif item["type"] == "extra_forbidden":
-            what = f"is not a setting; allowed here: {', '.join(_siblings(path))}"
-        else:
-            what = item["msg"].removeprefix("Value error, ")
-            shown = _shown(raw, path)
-            what = f"{shown}: {what}" if shown else what
-        yield f"{key.rstrip(':')} {what}" if path else what
+        # A list that is short only because its items are wrong has been complained about.
+        if item["type"] == "too_short" and any(other["loc"][:-1] == item["loc"] for other in items):
+            continue
+        yield f"{PROJECT}:{_join(path)}{_complaint(item, path, raw)}"
+
+
+def _complaint(item: ErrorDetails, path: list[str], raw: object) -> str:
+    what = item["msg"].removeprefix("Value error, ").replace("Tuple", "List")
+    match item["type"]:
+        case "missing":
+            maker = {"deploy": "run `uds init`", "admins": "run `uds admin add`"}
+            return f" is missing; {maker.get(path[0], 'Pulumi.yaml describes it')}"
+        case "extra_forbidden":
+            return f" is not a setting; allowed here: {', '.join(_siblings(path))}"
+        case "value_error" if isinstance(_at(raw, path), Mapping) and len(item["loc"]) == len(path):
+            # Said of an object as a whole, it begins with the key in it.
+            return f".{what}"
+        case kind if kind in _NOT_A:
+            what = f"is not {_NOT_A[kind]}"
+    shown = _shown(raw, path)
+    return f" {shown}: {what}" if shown else f" {what}"
 
 
 def _join(path: list[str]) -> str:
@@ -404,8 +446,8 @@ def _siblings(path: list[str]) -> list[str]:
     return sorted(field.alias or name for name, field in model.model_fields.items())
 
 
-def _shown(raw: object, path: list[str]) -> str:
-    """The value at `path` for an error message, or nothing where it could be a secret."""
+def _at(raw: object, path: list[str]) -> object:
+    """The value at `path`, or None where there is none."""
     value = raw
     for part in path:
         if isinstance(value, Mapping) and part in value:
@@ -413,6 +455,12 @@ def _shown(raw: object, path: list[str]) -> str:
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         else:
-            return ""
+            return None
+    return value
+
+
+def _shown(raw: object, path: list[str]) -> str:
+    """The value at `path` for an error message, or nothing where it could be a secret."""
+    value = _at(raw, path)
     secret = path[0] in ("deploy", "admins") or "PRIVATE KEY" in str(value)
     return "" if secret or not isinstance(value, (str, int, float, bool)) else repr(value)

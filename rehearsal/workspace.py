@@ -114,12 +114,12 @@ class Workspace:
 
 
 def without_secrets(value: Value) -> Value:
-    """The configuration less everything that is encrypted, and less the deploy key, which is half encrypted."""
+    """The configuration less everything that is encrypted, and less the accounts, which are useless by half."""
     if isinstance(value, Mapping):
         return {
             key: without_secrets(item)
             for key, item in value.items()
-            if not _is_secret(item) and key != f"{PROJECT}:deploy"
+            if not _is_secret(item) and key not in (f"{PROJECT}:deploy", f"{PROJECT}:admins")
         }
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [without_secrets(item) for item in value if not _is_secret(item)]

@@ -57,7 +57,9 @@ def agent(private_key: str, folder: Path) -> Iterator[Path]:
             if process.poll() is not None:
                 raise OperatorError("ssh-agent did not start.")
         environment = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
-        subprocess.run(["ssh-add", "-q", "-"], input=private_key, text=True, env=environment, check=True)
+        # Pulumi drops the last line end of a value, and OpenSSH reads no key without it.
+        key = private_key.rstrip("\n") + "\n"
+        subprocess.run(["ssh-add", "-q", "-"], input=key, text=True, env=environment, check=True)
         yield socket
     finally:
         process.terminate()
