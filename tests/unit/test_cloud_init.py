@@ -98,11 +98,9 @@ def test_the_bootstrap_key_comes_beside_the_tree_and_is_no_part_of_it() -> None:
     key = load_pem_private_key(others["/etc/ssh/bootstrap_host_key"]["content"].encode(), None)
     assert key.public_key() == bootstrap_host_key(SEED, "app-1").public_key()
     # sshd takes the first HostKeyAlgorithms line that it reads: this file's name comes before the hardening's.
-    assert (
-        "HostKeyAlgorithms ssh-ed25519,ecdsa-sha2-nistp256"
-        in others["/etc/ssh/sshd_config.d/00-bootstrap.conf"]["content"]
-    )
-    assert SSHD > "/etc/ssh/sshd_config.d/00-bootstrap.conf"
+    bootstrap = "/etc/ssh/sshd_config.d/00-bootstrap.conf"
+    assert "HostKeyAlgorithms ssh-ed25519,ecdsa-sha2-nistp256" in others[bootstrap]["content"]
+    assert sorted([SSHD, bootstrap]) == [bootstrap, SSHD]
 
 
 @pytest.mark.parametrize("source", TREE, ids=lambda path: path.name)
@@ -111,7 +109,9 @@ def test_a_file_of_the_tree_survives_yaml(source: Path) -> None:
     assert text.endswith("\n")
     assert not text.endswith("\n\n")
     assert text[0] not in " \n\t"
-    assert text.isprintable() or not set(text) - set(map(chr, range(0x20, 0x7F))) - {"\n", "\t"}
+    # YAML 1.1 has line ends beyond ASCII.
+    assert text.isascii()
+    assert text.replace("\n", "").replace("\t", "").isprintable()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_deploys_key_is_the_only_key() -> None:
 )
 def test_sshd_is_told_only_what_its_version_knows(image: str, options: set[str], absent: str) -> None:
     boot = replace(BOOT, image=image)
-    # PerSourcePenalties came with OpenSSH 9.8, mlkem768x25519-sha256 with 9.9: with either, an older sshd doesn't start.
+    # The first came with OpenSSH 9.8, mlkem768x25519-sha256 with 9.9: with either, an older sshd doesn't start.
     assert {name for name in sshd_options(boot) if name.startswith("PerSourcePenalt")} == options
     assert absent not in sshd_options(boot)["KexAlgorithms"].split(",")
     if options:
@@ -198,20 +198,9 @@ def test_the_drop_in_says_everything_once_and_ends_for_all(image: str, targets: 
     lines = sshd_lines(replace(BOOT, image=image, jump_targets=targets))
     # Without it, whatever sshd_config says after the include would hold for deploy only.
     assert lines[-1] == "Match all"
-    before = [
-        line.split()[0] for line in lines[: lines.index(next(line for line in lines if line.startswith("Match")))]
-    ]
+    names = [line.split()[0] for line in lines]
+    before = names[: names.index("Match")]
     assert len(before) == len(set(before))
-
-
-def test_the_automation_needs_no_phone_from_its_own_addresses_only() -> None:
-    lines = sshd_lines()
-    assert lines[-4:-1] == [
-        "Match User deploy Address 198.51.100.7/32,2001:db8:1::/64",
-        "    AuthenticationMethods publickey",
-        "    KbdInteractiveAuthentication no",
-    ]
-    assert [line for line in lines if line.startswith("Match")] == [lines[-4], "Match all"]
 
 
 @pytest.mark.parametrize(
@@ -280,9 +269,7 @@ def test_the_digest_stays_with_everything_else() -> None:
 def test_more_than_the_cloud_takes_is_an_error_with_both_numbers() -> None:
     size = len(data_of())
     assert data_of(limit=size)
-    with pytest.raises(
-        UserDataError, match=rf"app-1: user data of {size} bytes is over the cloud's limit of {size - 1}"
-    ):
+    with pytest.raises(UserDataError, match=rf"app-1: user data of {size} bytes .* limit of {size - 1};"):
         data_of(limit=size - 1)
 
 
@@ -294,18 +281,15 @@ def test_a_server_with_twenty_offices_fits_linode_twice(image: str) -> None:
     assert len(data_of(boot)) * 2 < Linode.user_data_limit
 
 
-@pytest.mark.parametrize("place", ["a package", "the host's name"])
-def test_a_secret_in_user_data_is_refused_and_not_repeated(place: str) -> None:
-    boot = replace(BOOT, packages=("s3cret",)) if place == "a package" else replace(BOOT, hostname="s3cret")
-    with pytest.raises(UserDataError, match="a secret of the stack is in its user data") as raised:
-        data_of(boot, secrets=("unrelated", "s3cret"))
-    assert place != "a package" or "s3cret" not in str(raised.value)
+def test_a_secret_in_user_data_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UserDataError, match="app-1: a secret of the stack is in its user data") as raised:
+        data_of(replace(BOOT, packages=("s3cret",)), secrets=("unrelated", "s3cret"))
+    assert "s3cret" not in str(raised.value)
 
 
 def test_a_first_contact_has_a_key_of_its_own_for_each_server_and_stack() -> None:
-    lines = {
-        public_line(bootstrap_host_key(seed, host)) for seed in ("one", "two") for host in ("app-1", "app-2", "db-1")
-    }
+    hosts = ("app-1", "app-2", "db-1")
+    lines = {public_line(bootstrap_host_key(seed, host)) for seed in ("one", "two") for host in hosts}
     assert len(lines) == 6
     assert {line.split()[0] for line in lines} == {"ecdsa-sha2-nistp256"}
 
