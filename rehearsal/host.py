@@ -148,9 +148,11 @@ def _install(packages: list[str], progress: Callable[[str], None]) -> None:
     if shutil.which("apt-get") is None:
         raise HostError(f"Not installed: {', '.join(packages)} (names as in Debian). Install them and try again.")
     progress(f"installing {', '.join(packages)}")
-    if lists_are_old(_LISTS, time.time()):
-        _apt_get("update")
-    _apt_get("install", "--yes", "--no-install-recommends", *packages)
+    # One archive of several that is out of reach makes an update fail, and the packages may come from the others.
+    update_failure = _apt_get("update") if lists_are_old(_LISTS, time.time()) else None
+    if failure := _apt_get("install", "--yes", "--no-install-recommends", *packages):
+        told = "\n".join(part for part in (update_failure, failure) if part)
+        raise HostError(f"Can't install what is missing; is the package archive within reach?\n{told}")
 
 
 def lists_are_old(folder: Path, now: float) -> bool:
@@ -160,8 +162,8 @@ def lists_are_old(folder: Path, now: float) -> bool:
     return not times or now - max(*times, folder.stat().st_mtime) > _LISTS_AGE
 
 
-def _apt_get(*arguments: str) -> None:
-    """Run apt-get without questions, waiting for another one that holds the lock."""
+def _apt_get(*arguments: str) -> str | None:
+    """Run apt-get without questions, waiting for another one that holds the lock; return what it says of a failure."""
     done = subprocess.run(
         ["apt-get", "--quiet", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Options::=--force-confold", *arguments],
         env=os.environ | {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "LC_ALL": "C.UTF-8"},
@@ -171,11 +173,9 @@ def _apt_get(*arguments: str) -> None:
         text=True,
         check=False,
     )
-    # A failed update is a warning to apt-get: it says 0 and goes on with old lists.
-    if done.returncode == 0 and not (arguments[0] == "update" and "\nW: Failed to fetch" in done.stdout):
-        return
-    told = [line for line in done.stdout.splitlines() if line.startswith(("E:", "W:"))] or done.stdout.splitlines()
-    raise HostError(
-        f"apt-get {arguments[0]} failed; the package archive must be reachable to install what is missing:\n"
-        + "\n".join(f"  {line}" for line in told[-5:])
-    )
+    complaints = [line for line in done.stdout.splitlines() if line.startswith(("E:", "W:"))]
+    # apt-get update takes an archive out of reach for a warning.
+    if done.returncode == 0 and not (arguments[0] == "update" and complaints):
+        return None
+    last = (complaints or done.stdout.splitlines())[-5:]
+    return "\n".join([f"  apt-get {arguments[0]}:", *(f"    {line}" for line in last)])
