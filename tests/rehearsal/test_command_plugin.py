@@ -1,6 +1,6 @@
 """The command plugin and the language host with a real Pulumi and a real sshd on the loopback interface.
 
-The life cycle asserted here is the real plugin's, measured with version 1.2.1: the tests also pass with it.
+The life cycle and the error texts asserted here are those of the real plugin, as measured with its version 1.2.1.
 """
 
 import getpass
@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -238,6 +239,11 @@ def test_secrets_stay_encrypted_in_the_state(stack: Stack, server: Server) -> No
     assert "BATTERY STAPLE" not in state
     assert "battery staple" not in state + shown
 
+    stack.wanted["remote"]["connection"] = server.connection(private_key="-----BEGIN NOTHING-----", port=1)
+    shown = stack.pulumi("preview", "--diff")
+    assert "connection" in shown
+    assert "BEGIN" not in shown
+
 
 def test_the_host_key_is_pinned(stack: Stack, server: Server, tmp_path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "other"], check=True)
@@ -291,6 +297,35 @@ def test_through_a_bastion(stack: Stack, server: Server, tmp_path: Path) -> None
 
     stack.wanted["remote"]["connection"] = server.connection(proxy=server.connection(host_key=server.host_key[:-8]))
     assert "proxy: failed to parse host key" in stack.up(fails=True)
+
+
+def test_an_agent_is_asked_when_there_is_no_key(stack: Stack, server: Server, tmp_path: Path) -> None:
+    # The name of a socket may be about 100 characters long, which the test's own folder may exceed.
+    with tempfile.TemporaryDirectory() as directory:
+        agent = f"{directory}/agent"
+        process = subprocess.Popen(["ssh-agent", "-D", "-a", agent], stdout=subprocess.DEVNULL)
+        try:
+            while not Path(agent).exists():
+                time.sleep(0.02)
+            subprocess.run(
+                ["ssh-add", "-q", "-"],
+                env=os.environ | {"SSH_AUTH_SOCK": agent},
+                input=server.key,
+                text=True,
+                check=True,
+            )
+            stack.wanted["remote"] = {
+                "connection": server.connection(private_key=None, agent_socket_path=agent),
+                "create": "echo in",
+            }
+            stack.up()
+            assert stack.output("stdout") == "in"
+        finally:
+            process.terminate()
+            process.wait()
+
+    stack.wanted["remote"]["create"] = "true"
+    assert f"dial unix {agent}: connect: no such file or directory" in stack.up(fails=True)
 
 
 def test_environment_needs_the_servers_consent(stack: Stack, server: Server) -> None:
