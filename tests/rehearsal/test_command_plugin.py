@@ -299,7 +299,7 @@ def test_through_a_bastion(stack: Stack, server: Server, tmp_path: Path) -> None
     assert "proxy: failed to parse host key" in stack.up(fails=True)
 
 
-def test_an_agent_is_asked_when_there_is_no_key(stack: Stack, server: Server, tmp_path: Path) -> None:
+def test_an_agent_is_asked_when_there_is_no_key(stack: Stack, server: Server) -> None:
     # The name of a socket may be about 100 characters long, which the test's own folder may exceed.
     with tempfile.TemporaryDirectory() as directory:
         agent = f"{directory}/agent"
