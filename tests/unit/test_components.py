@@ -1,0 +1,374 @@
+"""The whole program, as the engine sees it: what it asks for, and what of it is secret."""
+
+import base64
+import gzip
+from functools import cache
+from typing import Any
+
+import pulumi
+import pytest
+
+from components.cloud_init import bootstrap_host_key, public_line
+from components.clouds.linode import Linode
+from tests.unit.program import (
+    STACK,
+    UNKNOWN,
+    Program,
+    Registration,
+    Secret,
+    host_key,
+    plain,
+    public_ip,
+    resource_id,
+    run,
+    texts,
+)
+from tests.unit.support import configuration, secret_texts
+
+COUNTS = (1, 3)
+
+
+@cache
+def program(count: int = 1, *, preview: bool = False) -> Program:
+    return run(configuration({"app.count": count}), preview=preview)
+
+
+def servers(count: int) -> list[str]:
+    return [*(f"app-{number}" for number in range(1, count + 1)), "db-1"]
+
+
+SERVERS = [(count, server) for count in COUNTS for server in servers(count)]
+COMMANDS = [(count, name) for count in COUNTS for name in program(count).resources if "-instance" not in name]
+COMMANDS = [(count, command.name) for count in COUNTS for command in program(count).commands]
+
+
+def connection_of(command: Registration) -> dict[str, Any]:
+    connection: dict[str, Any] = plain(command.inputs["connection"])
+    return connection
+
+
+def user_data_of(instance: Registration) -> str:
+    (metadata,) = plain(instance.inputs["metadatas"])
+    return gzip.decompress(base64.b64decode(metadata["userData"])).decode()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("preview", [False, True])
+def test_the_stack_is_a_network_and_the_same_chain_for_every_server(count: int, preview: bool) -> None:
+    chain = {"firewall", "instance", "first-contact", "hardening-apply", "accounts-apply"}
+    expected = {f"{server}-{what}" for server in servers(count) for what in chain}
+    assert set(program(count, preview=preview).resources) == expected | {
+        "linode-vpc",
+        "linode-subnet",
+        "db-1-reachable",
+    }
+
+
+# Machines and firewalls
+
+
+@pytest.mark.parametrize(("count", "server"), SERVERS)
+def test_a_machine_is_behind_its_own_firewall_from_its_first_moment(count: int, server: str) -> None:
+    made = program(count).of(server)
+    assert made["instance"].inputs["firewallId"] == resource_id(f"{server}-firewall")
+    assert made["firewall"].urn in made["instance"].dependencies
+    assert (made["firewall"].inputs["inboundPolicy"], made["firewall"].inputs["outboundPolicy"]) == ("DROP", "ACCEPT")
+    # Labels are unique in an account, which may hold several stacks.
+    assert made["instance"].inputs["label"] == made["firewall"].inputs["label"] == f"{STACK}-{server}"
+
+
+@pytest.mark.parametrize(
+    ("server", "address"),
+    [("app-1", "10.20.0.11"), ("app-2", "10.20.0.12"), ("app-3", "10.20.0.13"), ("db-1", "10.20.0.5")],
+)
+def test_a_machine_has_a_fixed_address_in_the_stacks_own_network(server: str, address: str) -> None:
+    inputs = program(3).of(server)["instance"].inputs
+    assert inputs["interfaceGeneration"] == "legacy_config"
+    assert inputs["interfaces"] == [
+        {"purpose": "public", "primary": True},
+        {"purpose": "vpc", "subnetId": resource_id("linode-subnet"), "ipv4": {"vpc": address}},
+    ]
+    assert program(3).resources["linode-subnet"].inputs["vpcId"] == resource_id("linode-vpc")
+    assert program(3).resources["linode-subnet"].inputs["ipv4"] == "10.20.0.0/24"
+
+
+@pytest.mark.parametrize(("count", "server"), SERVERS)
+def test_only_what_holds_data_is_protected_and_no_server_is_replaced_by_a_new_file(count: int, server: str) -> None:
+    instance = program(count).of(server)["instance"]
+    assert instance.protect == (server == "db-1")
+    assert set(instance.ignored) == {"authorizedKeys", "image", "metadatas"}
+
+
+def test_sizes_image_and_region_are_the_settings() -> None:
+    made = run(
+        configuration(
+            {"region": "de-fra-2", "image": "debian12", "app.size": "g6-standard-2", "database.size": "g6-standard-4"}
+        )
+    )
+    for server, size in (("app-1", "g6-standard-2"), ("db-1", "g6-standard-4")):
+        inputs = made.of(server)["instance"].inputs
+        assert (inputs["region"], inputs["image"], inputs["type"]) == ("de-fra-2", "linode/debian12", size)
+    assert made.resources["linode-vpc"].inputs["region"] == "de-fra-2"
+
+
+@pytest.mark.parametrize(("count", "server"), SERVERS)
+def test_user_data_is_a_secret_and_the_servers_own(count: int, server: str) -> None:
+    instance = program(count).of(server)["instance"]
+    (metadata,) = instance.inputs["metadatas"]
+    assert isinstance(metadata["userData"], Secret)
+    assert f"\nhostname: {server}\n" in user_data_of(instance)
+
+
+def rules(server: str, count: int) -> list[tuple[Any, ...]]:
+    found = []
+    for rule in program(count).of(server)["firewall"].inputs["inbounds"]:
+        assert rule["action"] == "ACCEPT"
+        found.append((rule["protocol"], rule["ports"], rule.get("ipv4s", []), rule.get("ipv6s", [])))
+    return found
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_cloud_lets_in_what_the_role_needs_and_nothing_else(count: int) -> None:
+    apps = [f"10.20.0.{10 + number}/32" for number in range(1, count + 1)]
+    for server in servers(count)[:-1]:
+        assert rules(server, count) == [
+            ("TCP", "22", ["198.51.100.7/32"], ["2001:db8:1::/64"]),
+            ("TCP", "80", ["0.0.0.0/0"], ["::/0"]),
+            ("TCP", "443", ["0.0.0.0/0"], ["::/0"]),
+        ]
+    assert rules("db-1", count) == [("TCP", "22", apps[:1], []), ("TCP", "3306", apps, [])]
+
+
+def test_overlapping_sources_become_one() -> None:
+    made = run(
+        configuration({"ssh.allowedSources": ["198.51.100.0/24", "198.51.100.7/32", "2001:db8::/48", "2001:db8::/64"]})
+    )
+    ssh = made.of("app-1")["firewall"].inputs["inbounds"][0]
+    assert (ssh["ipv4s"], ssh["ipv6s"]) == (["198.51.100.0/24"], ["2001:db8::/48"])
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_only_the_first_server_is_a_way_in_and_only_to_the_private_ones(count: int) -> None:
+    for server in servers(count):
+        data = user_data_of(program(count).of(server)["instance"])
+        assert ("PermitOpen 10.20.0.5:22\n" in data) == (server == "app-1")
+        assert ("AllowTcpForwarding no\n" in data) == (server != "app-1")
+        source = "10.20.0.11/32" if server == "db-1" else "198.51.100.7/32,2001:db8:1::/64"
+        assert f"Match User deploy Address {source}\n" in data
+
+
+# Commands
+
+
+@pytest.mark.parametrize(("count", "name"), COMMANDS)
+def test_nothing_secret_is_in_a_command_that_an_error_would_print(count: int, name: str) -> None:
+    create = program(count).resources[name].inputs["create"]
+    # Not even marked as a secret: it would be printed all the same.
+    assert isinstance(create, str)
+    assert not any(secret in create for secret in secret_texts(configuration()))
+
+
+@pytest.mark.parametrize(("count", "name"), COMMANDS)
+def test_a_command_leaks_nothing_by_its_options(count: int, name: str) -> None:
+    command = program(count).resources[name]
+    assert command.inputs["logging"] == "none"
+    assert command.inputs["addPreviousOutputInEnv"] is False
+    assert not {"environment", "update", "delete"} & set(command.inputs)
+    if name.endswith("-apply"):
+        assert isinstance(command.inputs["stdin"], Secret)
+        assert {"stdout", "stderr"} <= command.secret_outputs
+
+
+def test_every_script_is_applied_by_one_constant_command() -> None:
+    commands = [command for command in program(3).commands if command.name.endswith("-apply")]
+    assert len(commands) == 8
+    assert len({command.inputs["create"].split(" # ")[0] for command in commands}) == 1
+
+
+def test_the_digest_shows_that_the_work_changes_and_follows_no_secret_that_could_be_guessed() -> None:
+    before, after = program().resources, run(configuration({"app.packages": ["nodejs"]})).resources
+    changed = {name for name in before if before[name].inputs.get("create") != after[name].inputs.get("create")}
+    assert changed == {"app-1-hardening-apply"}
+    # The same work keyed with another password has another digest.
+    other = run(configuration({"deploy.sudoPassword": "another-L0ng-one"})).resources
+    assert all(
+        other[name].inputs["create"] != before[name].inputs["create"] for name in before if name.endswith("-apply")
+    )
+
+
+@pytest.mark.parametrize(("count", "name"), COMMANDS)
+def test_every_connection_is_pinned_and_goes_the_right_way(count: int, name: str) -> None:
+    command = program(count).resources[name]
+    server, _, what = name.partition("-1-") if "-1-" in name else (*name.rsplit("-", 2)[:1], "", "")
+    server = "-".join(name.split("-")[:2])
+    what = name.removeprefix(f"{server}-")
+    connection = connection_of(command)
+    deploy = configuration()["deploy"]
+    through = {
+        "host": public_ip("app-1"),
+        "hostKey": host_key("app-1"),
+        "user": "deploy",
+        "privateKey": deploy["privateKey"],
+    }
+    if what == "reachable":
+        # Asked on the bastion.
+        assert through.items() <= connection.items()
+        assert "/dev/tcp/10.20.0.5/22" in command.inputs["create"]
+        return
+    first = public_line(bootstrap_host_key(deploy["bootstrapSeed"], server))
+    assert connection["hostKey"] == (first if what == "first-contact" else host_key(server))
+    assert (connection["user"], connection["privateKey"]) == ("deploy", deploy["privateKey"])
+    if server == "db-1":
+        assert connection["host"] == "10.20.0.5"
+        assert through.items() <= connection["proxy"].items()
+    else:
+        assert connection["host"] == public_ip(server)
+        assert "proxy" not in connection
+
+
+@pytest.mark.parametrize(("count", "server"), SERVERS)
+def test_a_step_waits_for_the_one_before(count: int, server: str) -> None:
+    made = program(count).of(server)
+    assert made["instance"].urn in made["first-contact"].dependencies
+    assert made["first-contact"].urn in made["hardening-apply"].dependencies
+    # The component waits, and with it all that is in it.
+    (accounts,) = [
+        component
+        for component in program(count).components
+        if component.name == f"{server}-accounts" and component.type == "uds:remote:Script"
+    ]
+    assert made["hardening-apply"].urn in accounts.dependencies
+    assert made["accounts-apply"].parent == accounts.urn
+    if server == "db-1":
+        assert made["instance"].urn in made["reachable"].dependencies
+        assert made["reachable"].urn in made["first-contact"].dependencies
+
+
+@pytest.mark.parametrize(("count", "server"), SERVERS)
+def test_the_first_contact_is_once_in_a_machines_life(count: int, server: str) -> None:
+    made = program(count).of(server)
+    assert made["first-contact"].inputs["triggers"] == [str(resource_id(f"{server}-instance"))]
+    assert set(made["first-contact"].ignored) == {"connection", "create"}
+    assert made["first-contact"].deleted_with == made["instance"].urn
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("preview", [False, True])
+def test_no_secret_is_anywhere_but_in_values_marked_as_secrets(count: int, preview: bool) -> None:
+    made = program(count, preview=preview)
+    readable = [text for resource in made.resources.values() for text in texts(resource.inputs)]
+    readable += [text for component in made.components for text in texts(component.inputs)]
+    readable += texts(made.outputs)
+    assert "10.20.0.5" in readable
+    for secret in secret_texts(configuration()):
+        assert not any(secret in text for text in readable)
+
+
+@pytest.mark.parametrize(("count", "server"), SERVERS)
+def test_user_data_has_no_secret_but_the_passwords_hash(count: int, server: str) -> None:
+    data = user_data_of(program(count).of(server)["instance"])
+    own_hash = configuration()["deploy"]["sudoPasswordHash"]
+    assert [secret for secret in secret_texts(configuration()) if secret in data] == [own_hash]
+
+
+def test_the_people_are_the_same_on_every_server_and_only_there() -> None:
+    for server in servers(3):
+        made = program(3).of(server)
+        accounts, hardening = (
+            plain(made["accounts-apply"].inputs["stdin"]),
+            plain(made["hardening-apply"].inputs["stdin"]),
+        )
+        totp = configuration()["admins"]["alice"]["totpSecret"].encode()
+        assert totp in unpacked(accounts)
+        assert totp not in unpacked(hardening)
+
+
+def unpacked(stdin: str) -> bytes:
+    return gzip.decompress(base64.b64decode(stdin.split("\n", 1)[1]))
+
+
+# Preview, growth, outputs, refusals
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_preview_of_a_new_stack_knows_all_that_policies_ask_for(count: int) -> None:
+    made = program(count, preview=True)
+    for server in servers(count):
+        resources = made.of(server)
+        assert UNKNOWN not in texts(resources["firewall"].inputs)
+        instance = dict(resources["instance"].inputs)
+        assert instance.pop("firewallId") == UNKNOWN
+        assert instance["interfaces"][1].pop("subnetId") == UNKNOWN
+        assert UNKNOWN not in texts(plain(instance))
+    # What would run is told; where, is known when there are machines.
+    assert all(command.inputs["create"] != UNKNOWN for command in made.commands)
+    first = {command.name: command.inputs["create"] for command in program(count).commands}
+    assert {command.name: command.inputs["create"] for command in made.commands} == first
+
+
+def test_more_servers_are_only_more() -> None:
+    one, three = program(1), program(3)
+    assert {resource.urn for resource in one.resources.values()} < {
+        resource.urn for resource in three.resources.values()
+    }
+    assert {component.urn for component in one.components} < {component.urn for component in three.components}
+
+    changed = {
+        (name, key)
+        for name, before in one.resources.items()
+        for key in before.inputs
+        if before.inputs[key] != three.resources[name].inputs[key] and key not in before.ignored
+    }
+    # The database lets them in: in the cloud, and by the rules that its own script brings.
+    assert changed == {
+        ("db-1-firewall", "inbounds"),
+        ("db-1-hardening-apply", "stdin"),
+        ("db-1-hardening-apply", "create"),
+    }
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_outputs_are_the_contract(count: int) -> None:
+    assert program(count).outputs == {
+        "servers": {
+            server: {
+                "role": server.split("-")[0],
+                "publicIp": public_ip(server),
+                "privateIp": "10.20.0.5" if server == "db-1" else f"10.20.0.{10 + int(server[-1])}",
+                "hostKey": host_key(server),
+            }
+            for server in servers(count)
+        },
+        "sshUser": "deploy",
+        "database": {"host": "10.20.0.5", "port": 3306, "name": "production", "user": "application"},
+    }
+
+
+def refused(config: dict[str, object]) -> str:
+    made = Program()
+    with pytest.raises(pulumi.RunError) as raised:
+        run(config, program=made)
+    assert not made.resources
+    return str(raised.value)
+
+
+def test_settings_that_cant_be_used_are_named_before_anything_is_made() -> None:
+    said = refused(configuration({"region": "mars-1", "app.count": 99}))
+    assert said.startswith("The configuration of this stack can't be used:\n")
+    assert "user-data-security:region 'mars-1': is not a region of linode" in said
+    assert "user-data-security:app.count 99" in said
+
+
+def test_a_cloud_that_isnt_built_yet_is_named() -> None:
+    assert "linode only" in refused(configuration({"cloud": "aws", "region": "eu-central-1"}))
+
+
+def test_user_data_over_the_clouds_limit_is_named_before_a_machine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Linode, "user_data_limit", 100)
+    made = Program()
+    with pytest.raises(pulumi.RunError, match="app-1: user data of .* over the cloud's limit of 100"):
+        run(configuration(), program=made)
+    assert not [name for name in made.resources if name.endswith("-instance")]
