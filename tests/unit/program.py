@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped] # comes with Pulumi, untyped
 from pulumi.runtime import mocks
 from pulumi.runtime.config import set_all_config
 from pulumi.runtime.settings import ROOT
@@ -114,7 +114,7 @@ class _Monitor(mocks.MockMonitor):
         self.program = program
 
     def RegisterResource(self, request: Any) -> Any:  # noqa: N802, ANN401 - the engine's name and message
-        response = super().RegisterResource(request)
+        response = super().RegisterResource(request)  # type: ignore[no-untyped-call] # as Pulumi wrote it
         if request.type != "pulumi:pulumi:Stack":
             registration = Registration(
                 urn=response.urn,
@@ -137,7 +137,7 @@ class _Monitor(mocks.MockMonitor):
     def RegisterResourceOutputs(self, request: Any) -> Any:  # noqa: N802, ANN401 - the engine's name and message
         if "::pulumi:pulumi:Stack::" in request.urn:
             self.program.outputs |= _value(MessageToDict(request.outputs))
-        return super().RegisterResourceOutputs(request)
+        return super().RegisterResourceOutputs(request)  # type: ignore[no-untyped-call] # as Pulumi wrote it
 
 
 def run(config: Mapping[str, object], *, preview: bool = False, program: Program | None = None) -> Program:

@@ -26,6 +26,7 @@ from tests.unit.program import (
 from tests.unit.support import configuration, secret_texts
 
 COUNTS = (1, 3)
+SCRIPTS = ("hardening-apply", "accounts-apply")
 
 
 @cache
@@ -38,8 +39,10 @@ def servers(count: int) -> list[str]:
 
 
 SERVERS = [(count, server) for count in COUNTS for server in servers(count)]
-COMMANDS = [(count, name) for count in COUNTS for name in program(count).resources if "-instance" not in name]
-COMMANDS = [(count, command.name) for count in COUNTS for command in program(count).commands]
+COMMANDS = [
+    *((count, f"{server}-{what}") for count, server in SERVERS for what in ("first-contact", *SCRIPTS)),
+    *((count, "db-1-reachable") for count in COUNTS),
+]
 
 
 def connection_of(command: Registration) -> dict[str, Any]:
@@ -55,13 +58,11 @@ def user_data_of(instance: Registration) -> str:
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("preview", [False, True])
 def test_the_stack_is_a_network_and_the_same_chain_for_every_server(count: int, preview: bool) -> None:
-    chain = {"firewall", "instance", "first-contact", "hardening-apply", "accounts-apply"}
-    expected = {f"{server}-{what}" for server in servers(count) for what in chain}
-    assert set(program(count, preview=preview).resources) == expected | {
-        "linode-vpc",
-        "linode-subnet",
-        "db-1-reachable",
-    }
+    made = program(count, preview=preview)
+    expected = {f"{server}-{what}" for server in servers(count) for what in ("firewall", "instance")}
+    expected |= {name for number, name in COMMANDS if number == count}
+    assert set(made.resources) == expected | {"linode-vpc", "linode-subnet"}
+    assert {command.name for command in made.commands} == {name for number, name in COMMANDS if number == count}
 
 
 # Machines and firewalls
@@ -199,7 +200,6 @@ def test_the_digest_shows_that_the_work_changes_and_follows_no_secret_that_could
 @pytest.mark.parametrize(("count", "name"), COMMANDS)
 def test_every_connection_is_pinned_and_goes_the_right_way(count: int, name: str) -> None:
     command = program(count).resources[name]
-    server, _, what = name.partition("-1-") if "-1-" in name else (*name.rsplit("-", 2)[:1], "", "")
     server = "-".join(name.split("-")[:2])
     what = name.removeprefix(f"{server}-")
     connection = connection_of(command)
@@ -369,6 +369,6 @@ def test_a_cloud_that_isnt_built_yet_is_named() -> None:
 def test_user_data_over_the_clouds_limit_is_named_before_a_machine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Linode, "user_data_limit", 100)
     made = Program()
-    with pytest.raises(pulumi.RunError, match="app-1: user data of .* over the cloud's limit of 100"):
+    with pytest.raises(pulumi.RunError, match=r"app-1: user data of .* over the cloud's limit of 100"):
         run(configuration(), program=made)
     assert not [name for name in made.resources if name.endswith("-instance")]
