@@ -89,9 +89,10 @@ class Workspace:
         if not self.passphrase_file.exists():
             write_atomically(self.passphrase_file, secrets.token_urlsafe(32))
         project = yaml.safe_load((PROJECT_FOLDER / "Pulumi.yaml").read_text())
-        write_atomically(
-            self.folder / "Pulumi.yaml", yaml.safe_dump(project | {"main": str(PROJECT_FOLDER)}, sort_keys=False)
-        )
+        # The program itself stays where it is, with the environment that it has.
+        project["main"] = str(PROJECT_FOLDER)
+        project["runtime"] = {"name": "python", "options": {"virtualenv": str(PROJECT_FOLDER / ".venv")}}
+        write_atomically(self.folder / "Pulumi.yaml", yaml.safe_dump(project, sort_keys=False))
         committed = yaml.safe_load((PROJECT_FOLDER / f"Pulumi.{self.stack}.yaml").read_text())
         own = yaml.safe_load(self.stack_file.read_text()) if self.exists() else {}
         config = merged(without_secrets(committed.get("config") or {}), own.get("config") or {})
