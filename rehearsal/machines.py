@@ -80,13 +80,14 @@ class Machines:
         """
         reference = image.ensure(spec.image, progress)
         with self._store.lock():
+            self._refuse_taken(spec.label)
             number = self._store.new_id()
             nics = self._with_addresses(spec.nics)
             record: Record = {
                 "label": spec.label,
                 "image": spec.image,
                 "reference": reference,
-                "nics": [{"network": nic.network, "addresses": list(nic.addresses)} for nic in nics],
+                "nics": _nics_to_json(nics),
                 "root_keys": list(spec.root_keys),
                 "firewall": spec.firewall.to_json(),
                 "powered": True,
@@ -162,6 +163,18 @@ class Machines:
         if (NAMESPACES / self._network.namespace(number)).exists():
             self._network.load_firewall(number, firewall.nft())
 
+    def set_nics(self, number: int, nics: Iterable[Nic]) -> None:
+        """Give the machine these interfaces at its next boot; a public one keeps its addresses."""
+        kept = [nic for nic in self.get(number).nics if nic.network == PUBLIC]
+        new = [kept[0] if nic.network == PUBLIC and kept else nic for nic in nics]
+        self._change(number, nics=_nics_to_json(new))
+
+    def rename(self, number: int, label: str) -> None:
+        """Change the cloud's label; the machine's own name stays, as it does in a cloud."""
+        with self._store.lock():
+            self._refuse_taken(label)
+        self._change(number, label=label)
+
     def set_details(self, number: int, details: Record) -> None:
         """Replace the provider plugin's notes."""
         self._change(number, details=details)
@@ -195,6 +208,10 @@ class Machines:
             *run_options(),
             record["reference"],
         )
+
+    def _refuse_taken(self, label: str) -> None:
+        if any(record["label"] == label for record in self._store.all(KIND).values()):
+            raise RealmError(f"[400] [label] Label must be unique among your machines: {label!r} is taken")
 
     def _with_addresses(self, nics: Iterable[Nic]) -> tuple[Nic, ...]:
         taken = {
@@ -257,6 +274,10 @@ class Machines:
         write_atomically(folder / "boot.json", json.dumps(hook))
         configuration = f"[engine]\nhooks_dir = [{json.dumps(str(folder))}]\n"
         write_atomically(self._store.folder / "containers.conf", configuration)
+
+
+def _nics_to_json(nics: Iterable[Nic]) -> list[Record]:
+    return [{"network": nic.network, "addresses": list(nic.addresses)} for nic in nics]
 
 
 def _machine(number: int, record: Record) -> Machine:

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -127,6 +127,23 @@ class Realm:
         """Remove the VPC's bridge, then its record."""
         self.network.stop_vpc(str(vpc))
         self.store.remove(VPCS, vpc)
+
+    def remove_unknown(self, known: Set[str]) -> Iterator[str]:
+        """Remove every resource whose id is not in `known`, and say which.
+
+        Machines first: what they use can go only after them.
+        """
+        for machine in self.machines():
+            if str(machine.number) not in known:
+                self.power.destroy(machine.number)
+                yield f"machine {machine.label}"
+        for kind in ("subnets", "firewalls", VPCS):
+            for number in self.store.all(kind):
+                if str(number) not in known:
+                    if kind == VPCS:
+                        self.network.stop_vpc(str(number))
+                    self.store.remove(kind, number)
+                    yield f"{kind.removesuffix('s')} {number}"
 
     @contextlib.contextmanager
     def outsider(self, index: int = FIRST_TEMPORARY) -> Iterator[Bystander]:

@@ -1,0 +1,110 @@
+"""Checks a resource's inputs against the SDK's own argument class: what exists, what is required, of which type."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import threading
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+
+from pulumi import _types
+from pulumi.runtime.rpc import UNKNOWN
+
+from rehearsal.provider.values import Plain
+
+Problem = tuple[str, str]
+"""Where (a property path) and what is wrong; never the value, which may be secret."""
+
+_IMPORTING = threading.Lock()
+
+_NAMES: dict[object, str] = {bool: "a boolean", int: "a whole number", float: "a number", str: "a string"}
+
+
+def args_class(module: str, name: str) -> type:
+    """Import one resource's argument class without running the SDK's package, which would load every resource (1 s)."""
+    package = module.split(".", maxsplit=1)[0]
+    with _IMPORTING:
+        loaded = sys.modules.get(package)
+        if loaded is None:
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.submodule_search_locations is None:
+                raise ModuleNotFoundError(package)
+            bare = types.ModuleType(package)
+            bare.__path__ = list(spec.submodule_search_locations)
+            sys.modules[package] = bare
+        try:
+            found: type = getattr(importlib.import_module(module), name)
+        finally:
+            if loaded is None:
+                # A later `import` of the package is to get the real one.
+                del sys.modules[package]
+    return found
+
+
+def problems(cls: type, inputs: Mapping[str, Plain], path: str = "") -> Iterator[Problem]:
+    """What is unknown, missing or mistyped in the inputs, nested ones too."""
+    known = _types.input_type_types(cls)
+    names = _types.input_type_py_to_pulumi_names(cls)
+    for parameter in inspect.signature(cls).parameters.values():
+        name = names.get(parameter.name, parameter.name)
+        if parameter.default is inspect.Parameter.empty and inputs.get(name) is None:
+            yield path + name, "is required"
+    for name, value in inputs.items():
+        # The engine's and the SDK's own, e.g. `__defaults`.
+        if name.startswith("__"):
+            continue
+        if name not in known:
+            yield path + name, "is not a property of this resource"
+        else:
+            yield from _mismatch(known[name], value, path + name)
+
+
+def _mismatch(expected: object, value: Plain, path: str) -> Iterator[Problem]:
+    if value is None or value == UNKNOWN:
+        return
+    kinds = list(_kinds(expected))
+    for kind in kinds:
+        origin = typing.get_origin(kind)
+        if isinstance(kind, type) and _types.is_input_type(kind) and isinstance(value, dict):
+            yield from problems(kind, value, f"{path}.")
+            return
+        if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
+            for key, item in value.items():
+                yield from _mismatch(typing.get_args(kind)[1], item, f"{path}.{key}")
+            return
+        if isinstance(origin, type) and issubclass(origin, Sequence) and isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from _mismatch(typing.get_args(kind)[0], item, f"{path}[{index}]")
+            return
+        if _is_scalar(kind, value):
+            return
+    yield path, f"must be {' or '.join(sorted({_name(kind) for kind in kinds}))}"
+
+
+def _is_scalar(kind: object, value: Plain) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind in {str, bool} and isinstance(value, typing.cast("type", kind))
+
+
+def _kinds(expected: object) -> Iterator[object]:
+    """The types that a value may have when it arrives: without Optional, Awaitable and Output."""
+    origin = typing.get_origin(expected)
+    if origin in {typing.Union, types.UnionType}:
+        for part in typing.get_args(expected):
+            name = getattr(typing.get_origin(part), "__name__", "")
+            if part is not type(None) and name not in {"Awaitable", "Output"}:
+                yield from _kinds(part)
+    else:
+        yield expected
+
+
+def _name(kind: object) -> str:
+    if kind in _NAMES:
+        return _NAMES[kind]
+    origin = typing.get_origin(kind)
+    return "a list" if isinstance(origin, type) and issubclass(origin, Sequence) else "an object"
