@@ -97,7 +97,7 @@ def _image(workspace: Workspace) -> str:
 
 def _initialise(workspace: Workspace) -> Stack:
     opened = Stack.open(workspace.stack, rehearsal=True)
-    opened.pulumi("stack", "select", workspace.stack, "--create")
+    opened.pulumi("stack", "select", "--create")
     # Nobody is asked: the key folder of a rehearsal has the rehearsal's own passphrase.
     for what in init.initialise(opened, workspace.passphrase_file.read_text):
         _say(f"made: {what}")

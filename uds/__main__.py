@@ -40,7 +40,7 @@ def init(
     """Make all keys and secrets of a stack that it doesn't have yet. Safe to run again."""
     opened = Stack.open(stack, rehearsal=rehearsal)
     # Does nothing where the stack is there; Pulumi itself asks for its passphrase where it needs one.
-    opened.pulumi("stack", "select", stack, "--create")
+    opened.pulumi("stack", "select", "--create")
 
     def passphrase() -> str:
         if passphrase_file:

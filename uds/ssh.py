@@ -15,11 +15,11 @@ from typing import IO, Any
 from uds.stack import OperatorError, Stack
 
 
-def write_config(folder: Path, outputs: Mapping[str, Any], user: str | None = None) -> Path:
+def write_config(folder: Path, outputs: Mapping[str, Any], *options: str) -> Path:
     """Write OpenSSH's configuration for the stack's servers into `folder`: names, jumps, and the only keys accepted.
 
-    With it, `ssh -F FILE db-1` goes through the first application server. `user` is whom to log in as, the automation's
-    account by default.
+    With it, `ssh -F FILE db-1` goes through the first application server. `options` are more lines, for the servers and
+    the jump alike; the first word on something is the last, so they may name another user than the automation's.
     """
     servers: Mapping[str, Mapping[str, str]] = outputs["servers"]
     known_hosts = folder / "known_hosts"
@@ -33,7 +33,8 @@ def write_config(folder: Path, outputs: Mapping[str, Any], user: str | None = No
             lines.append("  ProxyJump app-1")
     lines += [
         "Host *",
-        f"  User {user or outputs['sshUser']}",
+        *(f"  {option}" for option in options),
+        f"  User {outputs['sshUser']}",
         f"  UserKnownHostsFile {known_hosts}",
         "  GlobalKnownHostsFile none",
         "  StrictHostKeyChecking yes",
@@ -83,8 +84,7 @@ def run(stack: Stack, server: str, command: Sequence[str], *, sudo: bool) -> int
         raise OperatorError("--sudo needs a command: uds ssh STACK SERVER --sudo -- COMMAND.")
     deploy = stack.section("deploy")
     with tempfile.TemporaryDirectory() as name, agent(deploy["privateKey"], Path(name)) as socket:
-        config = write_config(Path(name), outputs)
-        ssh = ["ssh", "-F", str(config), "-o", f"IdentityAgent={socket}", server]
+        ssh = ["ssh", "-F", str(write_config(Path(name), outputs, f"IdentityAgent {socket}")), server]
         if not command:
             return subprocess.run(ssh, check=False).returncode
         if sudo:
