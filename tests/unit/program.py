@@ -3,7 +3,7 @@
 import asyncio
 import runpy
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,26 +140,32 @@ class _Monitor(mocks.MockMonitor):
         return super().RegisterResourceOutputs(request)  # type: ignore[no-untyped-call] # as Pulumi wrote it
 
 
-def run(config: Mapping[str, object], *, preview: bool = False, program: Program | None = None) -> Program:
+def run(
+    config: Mapping[str, object],
+    *,
+    preview: bool = False,
+    program: Program | None = None,
+    main: Callable[[], None] | None = None,
+) -> Program:
     """Run the program with this configuration, as `pulumi up`, or as `pulumi preview` of a stack that isn't there yet.
 
-    `program` is filled while it runs, so that it can be looked at after an error.
+    `program` is filled while it runs, so that it can be looked at after an error. `main` runs in place of the whole.
 
     Raises:
         pulumi.RunError: the program's own.
     """
     program = program or Program()
-    asyncio.run(_run(config, _Monitor(Cloud(preview=preview), program), preview=preview))
+    asyncio.run(_run(config, _Monitor(Cloud(preview=preview), program), main or _main, preview=preview))
     return program
 
 
-async def _run(config: Mapping[str, object], monitor: "_Monitor", *, preview: bool) -> None:
+async def _run(config: Mapping[str, object], monitor: _Monitor, main: Callable[[], None], *, preview: bool) -> None:
     mocks.set_mocks(monitor.mocks, PROJECT, STACK, preview=preview, monitor=monitor)
     set_all_config(as_pulumi(config))
     # `set_mocks` has made a root of its own; this makes another, waits for all that the program asks for, and raises
     # what goes wrong in there.
     ROOT.set(None)
-    await run_in_stack(_main)
+    await run_in_stack(main)
 
 
 def _main() -> None:

@@ -64,15 +64,24 @@ def configuration(changes: Mapping[str, object] | None = None) -> Config:
     """A valid configuration, with the values at some paths (`app.count`) changed; None removes one."""
     config = copy.deepcopy(_valid())
     for path, value in (changes or {}).items():
-        *above, last = _steps(path)
-        place: Any = config
-        for step in above:
-            place = place[step] if isinstance(step, int) else place.setdefault(step, {})
-        if value is None:
-            del place[last]
-        else:
-            place[last] = value
+        put(config, path, value)
     return config
+
+
+def put(config: Config, path: str, value: object) -> None:
+    """Set the value at a path, making what is missing above it, or remove it (None), as `pulumi config --path` does."""
+    *above, last = steps = _steps(path)
+    place: Any = config
+    for step, following in zip(above, steps[1:], strict=True):
+        if step not in place:
+            place[step] = [] if isinstance(following, int) else {}
+        place = place[step]
+    if value is None:
+        del place[last]
+    elif isinstance(place, list) and last == len(place):
+        place.append(value)
+    else:
+        place[last] = value
 
 
 def text_at(config: Mapping[str, Any], path: str) -> str:
