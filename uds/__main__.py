@@ -44,10 +44,11 @@ def init(
 
     def passphrase() -> str:
         if passphrase_file:
-            return passphrase_file.read_text().splitlines()[0]
-        text: str = typer.prompt(
-            "Passphrase for your own copy of the deploy key", hide_input=True, confirmation_prompt=True
-        )
+            text = passphrase_file.read_text().partition("\n")[0]
+        else:
+            text = typer.prompt(
+                "Passphrase for your own copy of the deploy key", hide_input=True, confirmation_prompt=True
+            )
         if len(text) < 16:
             raise OperatorError("The passphrase is too short: take at least 16 characters (guide, 3.5).")
         return text

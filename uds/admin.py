@@ -77,7 +77,9 @@ def add(stack: Stack, name: str, keys: Sequence[str], password: str) -> Enrolmen
     for number, key in enumerate(checked):
         stack.set(f"{path}.publicKeys[{number}]", key, secret=False)
     issuer = f"Servers {stack.name}"
-    uri = f"otpauth://totp/{quote(f'{issuer}:{name}')}?{urlencode({'secret': secret, 'issuer': issuer})}"
+    # Some apps take neither %3A for the colon nor + for a space.
+    query = urlencode({"secret": secret, "issuer": issuer}, quote_via=quote)
+    uri = f"otpauth://totp/{quote(issuer)}:{quote(name)}?{query}"
     return Enrolment(uri, secret, codes)
 
 
