@@ -3,6 +3,7 @@
 import argparse
 
 from rehearsal.linode.resources import resources
+from rehearsal.linode_plugin import NAME
 from rehearsal.provider.base import StandIn, serve, workspace
 
 
@@ -12,7 +13,7 @@ def main() -> None:
     arguments.add_argument("engine", help="address of the Pulumi engine")
     # Pulumi adds its logging options when it runs verbosely.
     known, _ = arguments.parse_known_args()
-    serve(known.engine, "6.8.0", StandIn(resources(workspace())))
+    serve(known.engine, "6.8.0", StandIn(resources(workspace(NAME))))
 
 
 if __name__ == "__main__":

@@ -338,13 +338,13 @@ class Instance(Resource):
         return Nic(str(subnet["vpcId"]), (f"{ip}/{net.prefixlen}",))
 
     def _outputs(self, machine: Machine) -> Values:
-        power = self._cloud.realm.power
+        running = machine.number in self._cloud.realm.power.running()
         v4 = [address for address in machine.addresses() if ":" not in address]
         v6 = [address for address in machine.addresses() if ":" in address]
         return {
             "label": machine.label,
-            "status": "running" if machine.number in power.running() else "offline",
-            "booted": machine.powered,
+            "status": "running" if running else "offline",
+            "booted": running,
             "ipv4s": v4,
             "ipAddress": v4[0] if v4 else None,
             "ipv6": f"{v6[0]}/128" if v6 else None,

@@ -189,12 +189,12 @@ class _Plainly(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no 
         return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
-def workspace() -> Path:
+def workspace(plugin: str) -> Path:
     """The rehearsal that this process belongs to; ends the process, saying why, if it belongs to none."""
     value = os.environ.get(WORKSPACE_VARIABLE, "")
     if not value or not Path(value).is_dir():
         sys.exit(
-            f"{Path(sys.argv[0]).name}: this stands in for the cloud in a rehearsal only, and {WORKSPACE_VARIABLE}"
+            f"{plugin}: this stands in for the cloud in a rehearsal only, and {WORKSPACE_VARIABLE}"
             " doesn't name one. Start a rehearsal with `make up`; for the real cloud, take it off PATH."
         )
     return Path(value)

@@ -107,8 +107,7 @@ class Rehearsal:
             env=self.environment,
             input=stdin,
             text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             check=False,
             timeout=timeout,
         )
