@@ -8,7 +8,7 @@ ARGS ?=
 RUN = uv=$$(rehearsal/bootstrap.sh) && "$$uv" run --frozen --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help up preview down verify outputs bench test lint
+.PHONY: help up preview down outputs bench test lint
 
 help: ## Show this list
 	@echo "make TARGET [STACK=local] [ARGS='arguments for pulumi']"
@@ -23,16 +23,14 @@ preview: ## Show what `make up` would do
 down: ## Remove the stack's machines, networks, state and throw-away secrets
 	@$(RUN) python -m rehearsal down $(STACK)
 
-verify: ## Check the running servers against the guide
-	@$(RUN) uds verify $(STACK) $(ARGS)
-
 outputs: ## Print the stack's outputs as JSON
 	@$(RUN) python -m rehearsal outputs $(STACK)
 
 bench: ## Measure what the README promises
-	@$(RUN) python -m rehearsal bench $(STACK) -- $(ARGS)
+	@$(RUN) python -m rehearsal bench $(STACK)
 
 test: lint ## Lint, then every test: unit, policies, rehearsal
+	@$(RUN) python -m rehearsal prepare
 	@$(RUN) pytest $(ARGS)
 
 lint: ## Check style, types, shell scripts and Go code

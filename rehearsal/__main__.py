@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +17,7 @@ from rich.table import Table
 
 from components.settings import PROJECT
 from rehearsal import host, image, linode_plugin, recovery, toolchain
+from rehearsal.bench import measure
 from rehearsal.host import HostError
 from rehearsal.realm import Realm
 from rehearsal.store import RealmError
@@ -47,6 +50,17 @@ def up(stack: StackName, arguments: Arguments = None) -> None:
 
 
 @app.command()
+def prepare() -> None:
+    """Install and build all that the tests need, and start nothing."""
+    host.prepare(_say)
+    with TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        tools = pool.submit(toolchain.ensure, Path(folder), _say)
+        for name in image.SUITES:
+            image.ensure(name, _say)
+        tools.result()
+
+
+@app.command()
 def preview(stack: StackName, arguments: Arguments = None) -> None:
     """Say what `up` would do; of a production stack, with throw-away secrets."""
     workspace = _prepare(stack, with_machines=False)
@@ -68,6 +82,12 @@ def down(stack: StackName) -> None:
 def outputs(stack: StackName) -> None:
     """Print the stack's outputs as JSON."""
     print(json.dumps(Stack.open(stack, rehearsal=True).outputs(), indent=2))
+
+
+@app.command()
+def bench(stack: StackName) -> None:
+    """Measure on this machine, in a rehearsal of its own."""
+    measure(stack, out)
 
 
 def _prepare(stack: str, *, with_machines: bool) -> Workspace:
