@@ -7,6 +7,9 @@ ARGS ?=
 # The bootstrap prepares the Python environment, which takes no time when nothing changed, and prints uv's path.
 RUN = uv=$$(rehearsal/bootstrap.sh) && "$$uv" run --frozen --no-sync
 
+# Without compiled modules every start of Python, and there are five in a run, takes a second longer.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help up preview down outputs bench test lint
 
