@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ def agent(private_key: str, folder: Path) -> Iterator[Path]:
         while not socket.exists():
             if process.poll() is not None:
                 raise OperatorError("ssh-agent did not start.")
+            time.sleep(0.01)
         environment = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
         # Pulumi drops the last line end of a value, and OpenSSH reads no key without it.
         key = private_key.rstrip("\n") + "\n"
