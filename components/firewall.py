@@ -283,7 +283,7 @@ def rules_v6(fw: Firewall) -> str:
 def _rules_file(fw: Firewall, version: Literal[4, 6]) -> str:
     lines = [
         f"# Firewall of role '{fw.name}', IPv{version}. Made from components/firewall.py: change it there.",
-        f"# Test before loading: {'iptables' if version == 4 else 'ip6tables'}-restore --test <this file>",
+        f"# Test before loading: unshare --net {'iptables' if version == 4 else 'ip6tables'}-restore <this file>",
         "",
         "*filter",
         "# Everything may go out; what comes in or passes through is dropped unless accepted below.",
