@@ -1,4 +1,4 @@
-"""What every process of the language host needs to end quietly: with its parent, and on an interrupt."""
+"""What every process that Pulumi starts here needs: to end with its parent."""
 
 import os
 import threading

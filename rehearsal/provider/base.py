@@ -18,6 +18,7 @@ from pulumi.provider.experimental.server import ProviderServicer
 from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
 from pulumi.runtime.proto import provider_pb2_grpc
 
+from rehearsal.language_host.lifeline import end_with_parent
 from rehearsal.provider import schema
 from rehearsal.provider.schema import Problem
 from rehearsal.provider.values import Plain, Properties, plain_map, wrap, wrap_like
@@ -215,4 +216,6 @@ def serve(engine: str, version: str, plugin: provider.Provider) -> None:
 
     # The engine interrupts its plugins at the end, and waits for them; nothing is left to do then.
     signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(0))
+    # An engine that was killed interrupts nobody, and nothing may be made any more that no engine will know of.
+    end_with_parent(os.getppid())
     asyncio.run(run())
