@@ -5,7 +5,6 @@ Pulumi forgot.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,22 +13,29 @@ from uds.stack import Stack
 
 
 def recover(stack: Stack, realm: Realm, progress: Callable[[str], None]) -> None:
-    """Open the lock of a run that is dead, and remove what the cloud has but Pulumi doesn't know of."""
+    """Open the lock of a dead run, remove what the cloud has but Pulumi doesn't know of, and forget what was begun."""
     for lock in (stack.folder / "state").glob(f".pulumi/locks/**/{stack.name}/*.json"):
         if not _alive(lock):
             progress("unlocking the stack: the run that held it was killed")
             lock.unlink(missing_ok=True)
-    state = json.loads(stack.pulumi("stack", "export"))["deployment"] or {}
+    exported = json.loads(stack.pulumi("stack", "export"))
+    state = exported["deployment"] or {}
     known = {resource["id"] for resource in state.get("resources", []) if "id" in resource}
     for what in realm.remove_unknown(known):
         progress(f"removed {what}: the run that made it was killed before Pulumi knew of it")
+    if state.pop("pending_operations", None):
+        # What they may have made is gone now, and Pulumi would warn of them at every run.
+        stack.pulumi("stack", "import", stdin=json.dumps(exported))
 
 
 def _alive(lock: Path) -> bool:
+    """Whether the Pulumi that made the lock still runs; not one that is dead and only waits to be noticed (a zombie).
+
+    After a reboot of this host, another program may have its number.
+    """
     try:
-        os.kill(int(json.loads(lock.read_text())["pid"]), 0)
+        stat = Path(f"/proc/{json.loads(lock.read_text())['pid']}/stat").read_text()
     except (ProcessLookupError, FileNotFoundError):
         return False
-    except PermissionError:
-        return True
-    return True
+    name, _, rest = stat.partition("(")[2].rpartition(") ")
+    return name == "pulumi" and not rest.startswith("Z")
