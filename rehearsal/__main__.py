@@ -1,6 +1,7 @@
 """What `make` runs: a stack of the project, by the real Pulumi, with this machine in place of the cloud."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,8 @@ def _initialise(workspace: Workspace) -> Stack:
 
 def _pulumi(workspace: Workspace, arguments: Sequence[str]) -> None:
     command = ["pulumi", *arguments, "--stack", workspace.stack]
+    # An interrupt (Ctrl-C) reaches Pulumi too, which then ends in order: wait for it, where Python would kill it.
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
     done = subprocess.run(command, cwd=workspace.folder, env=workspace.environment(), check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
