@@ -1,0 +1,259 @@
+"""Whatever goes wrong in the middle, the next `make up` ends well, and `make down` leaves nothing."""
+
+import base64
+import io
+import json
+import signal
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from rehearsal.workspace import Workspace
+from tests.rehearsal.conftest import Rehearsal
+from tests.rehearsal.support import Run, boots, resources, secret, until
+from tests.rehearsal.test_realm import host_state, of_realm
+
+NO_SUCH_PACKAGE = "no-such-package-xyz"
+
+
+def processes_of(rehearsal: Rehearsal) -> list[str]:
+    """Programs of this host that a run of the rehearsal started, and that were to end with it."""
+    mark = f"UDS_REHEARSAL={rehearsal.workspace}\0".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            # The monitors of machines are there for good.
+            if mark in (folder / "environ").read_bytes() and (folder / "comm").read_text() != "conmon\n":
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue
+    return found
+
+
+def pending(rehearsal: Rehearsal) -> list[str]:
+    """What Pulumi began and doesn't know the end of."""
+    state = json.loads(rehearsal.pulumi("stack", "export"))["deployment"]
+    return [operation["resource"]["urn"] for operation in state.get("pending_operations") or []]
+
+
+def assert_whole(rehearsal: Rehearsal) -> None:
+    """Exactly the stack: everything that exists is in the state, everything in the state exists, nothing to do."""
+    rehearsal.make("up", "--expect-no-changes")
+    realm, state = rehearsal.realm(), resources(rehearsal)
+    ids = {resource["id"] for resource in state.values() if resource["type"].startswith("linode:")}
+    kinds = ("machines", "firewalls", "subnets", "vpcs")
+    assert {str(number) for kind in kinds for number in realm.store.all(kind)} == ids
+    assert sorted(machine.label for machine in realm.machines()) == ["local-app-1", "local-db-1"]
+    containers = of_realm(realm.network.number)["containers"]
+    assert sorted(containers) == sorted(realm.network.namespace(machine.number) for machine in realm.machines())
+    assert pending(rehearsal) == []
+    rehearsal.forget_host_keys()
+    for server in ("app-1", "db-1"):
+        assert rehearsal.sudo(server, "cat /var/lib/uds/first-boot").stdout == "ok\n"
+
+
+def test_runs_that_are_killed_are_continued(fresh: Rehearsal) -> None:
+    """One stack, killed again and again, each time a little further on its way."""
+    before = host_state()
+    for moment in (
+        "app-1-instance creating",
+        "app-1-first-contact creating",
+        "db-1-reachable creating",
+        "app-1-hardening-apply creating",
+    ):
+        run = Run.of(fresh, "up")
+        run.wait_for(moment)
+        run.end(signal.SIGKILL)
+        # The plugins, which are not of the group, see by themselves that the engine is gone.
+        until(lambda: processes_of(fresh) == [], 15)
+    run = Run.of(fresh, "up")
+    run.wait_for("db-1-hardening-apply creating")
+    # A person's Ctrl-C: Pulumi ends what it does and writes everything down.
+    run.end(signal.SIGINT)
+    assert "Traceback" not in run.text
+    assert pending(fresh) == []
+    fresh.make("up")
+    assert_whole(fresh)
+    number = fresh.realm().network.number
+    fresh.make("down")
+    assert of_realm(number) == {}
+    assert without_others(host_state(), number) == without_others(before, number)
+
+
+def test_a_stack_that_was_killed_halfway_is_removed_without_a_trace(fresh: Rehearsal) -> None:
+    run = Run.of(fresh, "up")
+    run.wait_for("app-1-instance creating")
+    realm = fresh.realm()
+    until(lambda: "containers" in of_realm(realm.network.number))
+    run.end(signal.SIGKILL)
+    fresh.make("down")
+    assert not fresh.workspace.exists()
+    # Whatever the plugin was doing when its engine died.
+    until(lambda: processes_of(fresh) == [], 15)
+    assert of_realm(realm.network.number) == {}
+    assert not fresh.workspace.exists()
+    fresh.make("down")
+    assert of_realm(realm.network.number) == {}
+    assert not fresh.workspace.exists()
+
+
+def without_others(state: Mapping[str, list[str]], number: int) -> dict[str, list[str]]:
+    """`host_state` without the realms of other rehearsals, which may come and go meanwhile."""
+    others = [f"uds{other}" for other in range(256) if other != number]
+    return {
+        kind: [line for line in lines if not any(f"{other}-" in line or f" {other} " in line for other in others)]
+        for kind, lines in state.items()
+    }
+
+
+def test_everything_comes_back_when_the_host_was_rebooted(fresh: Rehearsal) -> None:
+    fresh.make("up")
+    realm = fresh.realm()
+    for server in ("app-1", "db-1"):
+        fresh.sudo(server, "echo mine > /root/kept; sync")
+    state, machines = resources(fresh), realm.machines()
+    for machine in machines:
+        realm.power.kill(machine.number)
+    realm.network.stop()
+    assert set(of_realm(realm.network.number)) == {"containers"}
+    assert_whole(fresh)
+    assert realm.machines() == machines
+    assert {name: one.get("id") for name, one in resources(fresh).items()} == {
+        name: one.get("id") for name, one in state.items()
+    }
+    for server in ("app-1", "db-1"):
+        assert fresh.sudo(server, "cat /root/kept; iptables -S INPUT | head -1").stdout == "mine\n-P INPUT DROP\n"
+
+
+def test_a_first_boot_that_fails_is_told_and_mended_in_place(fresh: Rehearsal) -> None:
+    Workspace("local").prepare()
+    fresh.configure("app", {"packages": [NO_SUCH_PACKAGE]})
+    failed = fresh.make("up", check=False)
+    assert failed.returncode != 0
+    assert f"E: Unable to locate package {NO_SUCH_PACKAGE}" in failed.stdout
+    realm = fresh.realm()
+    machines = boots(realm)
+    assert set(machines) == {"local-app-1", "local-db-1"}
+    fresh.configure("app", {"packages": []})
+    fresh.make("up")
+    assert boots(realm) == machines
+    fresh.make("up", "--expect-no-changes")
+
+
+@pytest.fixture
+def another_host_key(up: Rehearsal) -> Iterator[None]:
+    """Somebody else answers in place of db-1."""
+    realm = up.realm()
+    number = realm.machine("local-db-1").number
+
+    def inside(script: str) -> None:
+        done = realm.power.exec(number, ["sh", "-ec", script])
+        assert done.returncode == 0, done.stderr
+
+    inside(
+        "cd /etc/ssh; mkdir /root/real; mv ssh_host_ed25519_key* /root/real/;"
+        "ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key; systemctl restart ssh"
+    )
+    yield
+    inside("mv /root/real/* /etc/ssh/; rmdir /root/real; systemctl restart ssh")
+
+
+def test_nothing_is_said_to_a_server_with_another_host_key(up: Rehearsal, another_host_key: None) -> None:
+    del another_host_key
+    realm = up.realm()
+    number = realm.machine("local-db-1").number
+    up.configure("database", {"packages": ["hello"]})
+    try:
+        failed = up.make("up", check=False)
+        assert failed.returncode != 0
+        assert "host key mismatch" in failed.stdout
+        assert "hello" not in realm.power.exec(number, ["cat", "/etc/uds/packages"]).stdout
+        log = realm.power.exec(number, ["journalctl", "-u", "ssh", "--since", "-1min", "--output=cat"]).stdout
+        assert "Server listening" in log
+        assert "Accepted" not in log.rpartition("Server listening")[2]
+        assert up.ssh("db-1", "true", check=False).returncode == 255
+    finally:
+        up.configure("database", {"packages": []})
+
+
+def test_after_the_right_host_key_is_back_nothing_is_left_to_do(up: Rehearsal) -> None:
+    up.make("up", "--expect-no-changes")
+    assert up.ssh("db-1", "hostname").stdout == "db-1\n"
+
+
+BROKEN = {
+    "rules.v4": ("/etc/iptables/rules.v4", ":INPUT DROP", ":INPUT DRIP"),
+    # iptables-restore --test says nothing against this one.
+    "rules.v6": ("/etc/iptables/rules.v6", ":INPUT DROP", ":INPUT DROP [0:0]\n-A INPUT -j NOWHERE\n#"),
+    "sshd": ("/etc/ssh/sshd_config.d/00-hardening.conf", "PermitRootLogin no", "PermitRootLogin nope"),
+    "sudoers": ("/etc/sudoers.d/10-hardening", "Defaults use_pty", "Defaults use_pty\ndeploy ALL=(ALL NOPASSWD: ALL"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_file_never_takes_the_place_of_a_good_one(up: Rehearsal, what: str) -> None:
+    path, good, bad = BROKEN[what]
+    before = live(up)
+    refused = apply(up, {path: (good, bad)})
+    assert refused.returncode != 0
+    assert refused.stderr + refused.stdout != ""
+    assert live(up) == before
+
+
+def test_a_good_file_does(up: Rehearsal) -> None:
+    """The way that the broken ones went is the way that works."""
+    before = live(up)
+    done = apply(up, {"/etc/issue": ("private", "secret")})
+    assert (done.returncode, done.stdout) == (0, "changed: /etc/issue\n"), done.stderr
+    done = apply(up, {})
+    assert (done.returncode, done.stdout) == (0, "changed: /etc/issue\n"), done.stderr
+    assert live(up) == before
+
+
+def test_rules_that_somebody_broke_on_the_server_are_not_loaded(up: Rehearsal) -> None:
+    before = live(up)
+    done = up.sudo(
+        "app-1",
+        "cp -a /etc/iptables/rules.v4 /root/rules.v4\n"
+        "sed -i 's/^-A INPUT -i lo .*/-A INPUT -j NOWHERE/' /etc/iptables/rules.v4\n"
+        "rm -f /run/uds-firewall; uds-harden; echo status $?\n"
+        "mv /root/rules.v4 /etc/iptables/rules.v4; uds-harden; echo status $?\n",
+    )
+    statuses = [line for line in done.stdout.splitlines() if line.startswith("status")]
+    assert statuses[0] != "status 0"
+    assert statuses[1] == "status 0"
+    assert live(up) == before
+
+
+def live(up: Rehearsal) -> str:
+    """The hardened files of app-1 and what is in force."""
+    return up.sudo(
+        "app-1",
+        "find /etc/iptables /etc/ssh /etc/sudoers.d /etc/issue -type f -exec sha256sum {} +\n"
+        "iptables -S; ip6tables -S; iptables -t nat -S; sshd -T; systemctl is-active ssh\n",
+    ).stdout
+
+
+def apply(up: Rehearsal, changes: Mapping[str, tuple[str, str]]) -> subprocess.CompletedProcess[str]:
+    """Apply app-1's files again as the stack's own command does, with some texts in them changed."""
+    command = resources(up)["app-1-hardening-apply"]["inputs"]
+    password, _, payload = str(secret(command["stdin"])).partition("\n")
+    archive = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(base64.b64decode(payload))) as given,
+        tarfile.open(fileobj=archive, mode="w:gz") as changed,
+    ):
+        for member in given:
+            content = given.extractfile(member)
+            assert content is not None, f"{member.name} is no file"
+            text = content.read().decode()
+            old, new = changes.get(f"/{member.name.removeprefix('files/')}", ("", ""))
+            assert old in text
+            data = (text.replace(old, new) if old else text).encode()
+            member.size = len(data)
+            changed.addfile(member, io.BytesIO(data))
+    stdin = f"{password}\n{base64.encodebytes(archive.getvalue()).decode()}"
+    return up.ssh("app-1", str(secret(command["create"])), stdin=stdin, check=False)

@@ -1,0 +1,198 @@
+"""The stack as a whole: nothing happens without a reason, and what changes, changes in place."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from components.settings import parse
+from rehearsal.network import PUBLIC
+from rehearsal.workspace import Workspace
+from tests.rehearsal.conftest import ROOT, Rehearsal
+from tests.rehearsal.support import Project, boots, changed, contents, resources
+
+LISTENER = """
+import socket
+server = socket.create_server(("", 3306))
+while True:
+    connection, _ = server.accept()
+    connection.sendall(b"hello")
+    connection.close()
+"""
+
+
+def test_a_second_run_changes_nothing(up: Rehearsal) -> None:
+    before, booted = resources(up), boots(up.realm())
+    up.make("preview", "--expect-no-changes")
+    up.make("up", "--expect-no-changes")
+    assert changed(before, resources(up)) == set()
+    assert boots(up.realm()) == booted
+
+
+@pytest.fixture
+def listening_database(up: Rehearsal) -> Iterator[None]:
+    """Somebody who answers on the database's port."""
+    realm = up.realm()
+    number = realm.machine("local-db-1").number
+    started = realm.power.exec(number, ["systemd-run", "--quiet", "--unit=listener", "python3", "-c", LISTENER])
+    assert started.returncode == 0, started.stderr
+    yield
+    realm.power.exec(number, ["systemctl", "stop", "listener"])
+
+
+def greeting(address: IPv4Address, port: int) -> str:
+    """A command that prints what a server says first, and nothing if nobody is reached."""
+    return f"timeout 2 bash -c 'cat < /dev/tcp/{address}/{port}' 2>/dev/null"
+
+
+@pytest.mark.usefixtures("listening_database")
+def test_application_servers_come_and_go_beside_the_others(up: Rehearsal) -> None:
+    realm, settings = up.realm(), parse(up.stack().config())
+    before, booted = resources(up), boots(realm)
+    address = settings.network.address(12)
+    try:
+        up.configure("app", {"count": 2})
+        up.make("up")
+        up.forget_host_keys()
+        after = resources(up)
+        # Of what was there, only the database server's firewalls have to know.
+        assert changed(before, after) & before.keys() == {"db-1-firewall", "db-1-hardening-apply"}
+        assert {name: boots(realm)[name] for name in booted} == booted
+        facts = up.outputs()["servers"]["app-2"]
+        assert (facts["role"], facts["privateIp"]) == ("app", str(address))
+        assert "P NP" in up.sudo("app-2", "passwd -S root; passwd -S deploy; echo P NP").stdout
+        assert up.ssh("app-2", greeting(settings.database_address, 3306)).stdout == "hello"
+        # It is an application server, and no way in to the private ones.
+        assert up.ssh("app-2", greeting(settings.database_address, 22), check=False).stdout == ""
+        assert up.ssh("app-1", greeting(settings.database_address, 22), check=False).stdout.startswith("SSH-2.0")
+    finally:
+        up.configure("app", {"count": 1})
+        up.make("up")
+        up.forget_host_keys()
+    assert changed(before, resources(up)) == set()
+    assert boots(realm) == booted
+    assert "app-2" not in up.outputs()["servers"]
+    machine = realm.machine("local-app-1")
+    assert {one["inputs"]["label"] for one in realm.store.all("firewalls").values()} == {"local-app-1", "local-db-1"}
+    # Whoever gets the address next gets nothing with it.
+    [vpc] = [nic.network for nic in machine.nics if nic.network != PUBLIC]
+    with realm.neighbour(int(vpc), f"{address}/{settings.network.cidr.prefixlen}") as next_owner:
+        ask = ["sh", "-c", greeting(settings.database_address, 3306)]
+        assert next_owner.run(ask).stdout == ""
+        with realm.cloud_firewall_off(realm.machine("local-db-1")):
+            assert next_owner.run(ask).stdout == ""
+
+
+def test_a_hardened_file_changes_in_place(up: Rehearsal, tmp_path: Path) -> None:
+    realm = up.realm()
+    before, booted = resources(up), boots(realm)
+    project = Project.copied(tmp_path / "project")
+    banner = project.folder / "cloud-init/files/etc/issue.net"
+    original = banner.read_text()
+    banner.write_text(original + "Changed.\n")
+    files = contents(project.folder, leave_out=[".venv"])
+    try:
+        done = project.drive("up", "local", environment=up.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert changed(before, resources(up)) == {"app-1-hardening-apply", "db-1-hardening-apply"}
+        assert boots(realm) == booted
+        for server in ("app-1", "db-1"):
+            assert up.ssh(server, "cat /etc/issue.net").stdout == original + "Changed.\n"
+    finally:
+        up.make("up")
+    assert contents(project.folder, leave_out=[".venv"]) == files
+    assert changed(before, resources(up)) == set()
+    for server in ("app-1", "db-1"):
+        assert up.ssh(server, "cat /etc/issue.net").stdout == original
+
+
+def test_outputs_are_json_and_nothing_else(up: Rehearsal) -> None:
+    done = subprocess.run(
+        ["make", "-s", "outputs"], cwd=ROOT, env=up.environment, capture_output=True, text=True, check=True
+    )
+    outputs = json.loads(done.stdout)
+    assert set(outputs) == {"servers", "sshUser", "database"}
+    assert {name: server["role"] for name, server in outputs["servers"].items()} == {"app-1": "app", "db-1": "db"}
+    for server in outputs["servers"].values():
+        assert {"role", "publicIp", "privateIp"} <= set(server)
+    assert outputs["sshUser"] == "deploy"
+    assert outputs["database"] == {"host": "10.20.0.5", "port": 3306, "name": "production", "user": "application"}
+
+
+@pytest.mark.parametrize("server", ["app-1", "db-1"])
+def test_uds_ssh_is_like_being_there(up: Rehearsal, server: str) -> None:
+    assert up.uds("ssh", "local", server, "--", "hostname; exit 7", check=False).returncode == 7
+    assert up.uds("ssh", "local", server, "--", "hostname").stdout.strip() == server
+    assert up.uds("ssh", "local", server, "--", "printf", "<%s>", "two words", "$HOME").stdout == "<two words><$HOME>"
+    assert up.uds("ssh", "local", server, "--", "cat", stdin="line\n\nlast").stdout == "line\n\nlast"
+
+
+@pytest.mark.parametrize("server", ["app-1", "db-1"])
+def test_uds_ssh_as_root(up: Rehearsal, server: str) -> None:
+    assert up.uds("ssh", "local", server, "--sudo", "--", "id -u; exit 7", check=False).returncode == 7
+    assert up.uds("ssh", "local", server, "--sudo", "--", "id", "-un").stdout == "root\n"
+    assert up.uds("ssh", "local", server, "--sudo", "--", "cat", stdin="line\n\nlast").stdout == "line\n\nlast"
+
+
+def test_uds_ssh_to_nowhere(up: Rehearsal) -> None:
+    refused = up.uds("ssh", "local", "db-9", "--", "true", check=False)
+    assert refused.returncode == 1
+    assert "There is no server db-9. Servers: app-1, db-1." in refused.stderr
+
+
+MISTAKES: dict[str, tuple[str, dict[str, object], str]] = {
+    "no server": ("app", {"count": 0}, "user-data-security:app.count 0"),
+    "a port of root's": ("database", {"port": 80}, "user-data-security:database.port 80"),
+    "a public network": (
+        "network",
+        {"cidr": "8.8.8.0/24"},
+        "user-data-security:network.cidr '8.8.8.0/24': is not private",
+    ),
+    "a typing mistake": ("app", {"cuont": 2}, "user-data-security:app.cuont is not a setting; allowed here: count"),
+    "no package": ("app", {"packages": ["curl; reboot"]}, "user-data-security:app.packages[0] 'curl; reboot'"),
+}
+
+
+@pytest.mark.parametrize(
+    "mistakes", [["no server", "a port of root's", "a public network"], ["a typing mistake", "no package"]]
+)
+def test_mistakes_are_told_before_anything_is_made(fresh: Rehearsal, mistakes: list[str]) -> None:
+    Workspace("local").prepare()
+    for key, values, _ in map(MISTAKES.__getitem__, mistakes):
+        fresh.configure(key, values)
+    done = fresh.make("up", check=False)
+    assert done.returncode != 0
+    for _, _, words in map(MISTAKES.__getitem__, mistakes):
+        assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    realm = fresh.realm()
+    assert realm.machines() == []
+    assert realm.store.all("vpcs") == realm.store.all("firewalls") == {}
+    assert {name for name in resources(fresh) if not name.endswith("-local")} <= {"default"}
+
+
+@pytest.mark.parametrize("verb", ["up", "preview", "outputs", "down"])
+def test_an_unknown_stack_is_named(fresh: Rehearsal, tmp_path: Path, verb: str) -> None:
+    project = Project.copied(tmp_path / "project")
+    done = project.drive(verb, "lnode", environment=fresh.environment)
+    assert "lnode" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (done.returncode != 0) == (verb != "down")
+    assert not (fresh.folder / "lnode").exists()
+
+
+def test_a_preview_of_production_needs_no_machine_and_stays_in_its_folder(tmp_path: Path) -> None:
+    project = Project.copied(tmp_path / "project")
+    before = contents(project.folder, leave_out=[".venv"])
+    environment = {key: value for key, value in os.environ.items() if key != "UDS_REHEARSALS"}
+    done = project.drive("preview", "linode", environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "linode:index:Instance" in done.stdout
+    assert contents(project.folder, leave_out=[".venv", ".rehearsal"]) == before
+    assert [path.name for path in (project.folder / ".rehearsal").iterdir()] == ["linode"]
+    # No realm was made: a preview works where nobody is root.
+    assert not (project.folder / ".rehearsal/linode/cloud").exists()
