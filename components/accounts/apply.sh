@@ -10,8 +10,14 @@ is_new() { ! cmp -s <(sha256sum < "$2") "$WRITTEN/$1"; }
 remember() { sha256sum < "$2" > "$WRITTEN/$1"; }
 
 add_admin() {
-    local name=$1
+    local name=$1 kept
     if ! id -u "$name" >/dev/null 2>&1; then
+        if [ -d "/home/$name" ]; then
+            # Of somebody who was removed. Who gets the name now may be another person, and needs a home that is theirs.
+            kept=/home/$name.$(date -u +%Y%m%dT%H%M%SZ)
+            mv "/home/$name" "$kept"
+            say "set aside: $kept"
+        fi
         useradd -m -U -s /bin/bash -c "admin" "$name"
         chmod 0700 "/home/$name"
         say "added: $name"
