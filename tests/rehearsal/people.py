@@ -171,17 +171,25 @@ def admits(
 def command(
     transport: paramiko.Transport, line: str, stdin: str = "", *, terminal: bool = False, timeout: float = 30
 ) -> tuple[int, str]:
-    """Run a line in a session of its own: exit status, and output with errors among it."""
+    """Run a line in a session of its own: exit status, and output with errors among it.
+
+    On a terminal, `stdin` is typed when a password is asked for: what is typed before that is thrown away.
+    """
     with transport.open_session(timeout=timeout) as channel:
         channel.settimeout(timeout)
         if terminal:
             channel.get_pty()
         channel.set_combine_stderr(True)
         channel.exec_command(line)
+        out = b""
+        while terminal and b"Password: " not in out:
+            received = channel.recv(65536)
+            assert received, out
+            out += received
         channel.sendall(stdin.encode())
         if not terminal:
             channel.shutdown_write()
-        out = b"".join(iter(lambda: channel.recv(65536), b""))
+        out += b"".join(iter(lambda: channel.recv(65536), b""))
         return channel.recv_exit_status(), out.decode()
 
 
