@@ -56,9 +56,9 @@ def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]
     passphrase = functools.cache(ask_passphrase)
     backup = stack.keys / "deploy"
     if not backup.exists():
-        key = load_ssh_private_key(deploy["privateKey"].encode(), password=None)
+        private_key = load_ssh_private_key(deploy["privateKey"].encode(), password=None)
         encryption = BestAvailableEncryption(passphrase().encode())
-        _save(backup, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, encryption))
+        _save(backup, private_key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, encryption))
         yield f"encrypted copy of the deploy key in {backup}"
     yield from _database(stack, passphrase)
 
