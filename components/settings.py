@@ -303,6 +303,7 @@ class ApplicationSettings(_Section):
     start it (its first word below the release, or an absolute path). Without them, account and folders are ready for a
     deployment of one's own. `health_path` must answer with a status below 400 on HTTPS after a start. `certificate`
     (PEM, the chain below it) and `private_key` are for HTTPS; `settings` go into its configuration file as they are.
+    `pending_private_key` waits for its certificate, with the request for that below it: no server gets it.
     """
 
     release: str | None = None
@@ -310,6 +311,7 @@ class ApplicationSettings(_Section):
     health_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/._-]*$")] = "/"
     certificate: Certificates | None = None
     private_key: Secret | None = None
+    pending_private_key: Secret | None = None
     settings: dict[str, str | int | float | bool] = {}
 
     @model_validator(mode="after")
@@ -320,6 +322,8 @@ class ApplicationSettings(_Section):
             raise ValueError(f"release: {self.release} does not exist; allowed is a folder or .tar.gz of the project")
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("certificate and privateKey belong together; run `uds cert` to make or install both")
+        if self.release is not None and self.certificate is None:
+            raise ValueError("release needs a certificate for HTTPS; run `uds cert self-signed` or `uds cert csr`")
         if self.certificate is not None and self.private_key is not None:
             belongs_together("certificate", self.certificate, self.private_key)
         return self
