@@ -28,7 +28,10 @@ def ask(port: int, certificate_file: str, path: str) -> str:
         if connection.sock.getpeercert(True) != ssl.PEM_cert_to_DER_cert(own):
             return "another certificate is served than the one that is installed"
         connection.request("GET", path)
-        status = connection.getresponse().status
+        response = connection.getresponse()
+        status = response.status
+        # Its end, so that the application doesn't see a visitor who runs away.
+        response.read(1024 * 1024)
     except (OSError, http.client.HTTPException) as error:
         return f"HTTPS on port {port}: {error or type(error).__name__}"
     finally:
