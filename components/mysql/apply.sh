@@ -23,13 +23,16 @@ folder() {
     fi
 }
 
-# Guide, 3.11.1. What is inside was open as long as the folder was.
+# Guide, 3.11.1.
 data_folder() {
-    if [ -d "$1" ] && [ "$(stat -L -c '%a %U:%G' "$1")" != '700 mysql:mysql' ]; then
+    local before
+    before=$(stat -L -c '%a %U:%G' "$1" 2>/dev/null || true)
+    folder 700 mysql:mysql "$1"
+    # What is inside was open as long as the folder was.
+    if [ "$before" != '700 mysql:mysql' ]; then
         chown -R mysql:mysql "$1/"
         chmod -R go-rwx "$1/"
     fi
-    folder 700 mysql:mysql "$1"
 }
 
 lock_account() {

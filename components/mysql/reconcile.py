@@ -66,7 +66,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """An account of the server. `login` says all that decides who may log in by it; `grants` is as SHOW GRANTS has it."""
+    """An account of the server: all that decides who may log in by it, as one text, and its rights (SHOW GRANTS)."""
 
     login: str
     locked: bool
@@ -351,8 +351,8 @@ def found_account(text: str) -> Found:
     for other in ("access", "version_id"):
         login.pop(other, None)
     socket = login.get("plugin") in ("unix_socket", "auth_socket")
-    # Another way in beside it, or another account of the system that may use it.
-    other_way = login.get("auth_or") or login.get("authentication_string") or login.get("attributes")
+    # Another way in beside it ({} is the one above), or another account of the system that may use it.
+    other_way = any(login.get("auth_or") or ()) or login.get("authentication_string") or login.get("attributes")
     return Found(
         login=json.dumps(login, sort_keys=True),
         locked=login.get("account_locked") in (True, "Y"),
