@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from components.catalogue import IMAGES
 from components.files import ServerFile, digest, read_tree, render
 from components.firewall import Firewall, rules_v4, rules_v6
-from components.settings import DEPLOY_USER
+from components.settings import DEPLOY_USER, SettingsError
 
 ROOT = Path(__file__).parent.parent / "cloud-init"
 
@@ -33,7 +33,7 @@ BASE_PACKAGES = (
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
-class UserDataError(Exception):
+class UserDataError(SettingsError):
     """The user data can't be given to the cloud."""
 
 

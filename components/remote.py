@@ -153,7 +153,13 @@ class RemoteScript(pulumi.ComponentResource):
             logging=remote.Logging.NONE,
             # Would hand the last output to the next run's environment.
             add_previous_output_in_env=False,
-            opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stdout", "stderr"]),
+            # A component doesn't hand these two on to what is in it.
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                additional_secret_outputs=["stdout", "stderr"],
+                deleted_with=opts.deleted_with if opts else None,
+                depends_on=opts.depends_on if opts else None,
+            ),
         )
         self.output = command.stdout
         self.register_outputs({})

@@ -37,21 +37,20 @@ check_files() {
 
 # Served beside the lasting key until that one has proved the server: this script's own connection just did.
 remove_bootstrap_key() {
-    [ -e /etc/ssh/bootstrap_host_key ] || return 0
     rm -f /etc/ssh/sshd_config.d/00-bootstrap.conf
-    sshd -t
-    systemctl try-reload-or-restart ssh
-    rm -f /etc/ssh/bootstrap_host_key
-    say "host key: the server's own"
+    [ ! -e /etc/ssh/bootstrap_host_key ] || {
+        rm /etc/ssh/bootstrap_host_key
+        say "host key: the server's own alone"
+    }
 }
 
 wait_for_first_boot
 check_files
 install_files
+remove_bootstrap_key
 if ! /usr/local/sbin/uds-harden; then
     say "Hardening failed. What the first boot had said:"
     tail -n 20 /var/lib/uds/first-boot.log
     exit 1
 fi
 cp data/digest /var/lib/uds/hardened
-remove_bootstrap_key

@@ -22,7 +22,7 @@ from rehearsal.host import HostError
 from rehearsal.realm import Realm
 from rehearsal.store import RealmError, write_atomically
 from rehearsal.toolchain import ToolchainError
-from rehearsal.workspace import Workspace
+from rehearsal.workspace import Workspace, rehearsed_only
 from uds import cert, init
 from uds.certificates import KeyType
 from uds.stack import OperatorError, Stack
@@ -43,7 +43,7 @@ def up(stack: StackName, arguments: Arguments = None) -> None:
     workspace = _prepare(stack, with_machines=True)
     realm = Realm.open(workspace.folder)
     realm.start(_say)
-    workspace.set_section("ssh", {"allowedSources": [f"{realm.operator_v4}/32", f"{realm.operator_v6}/128"]})
+    _allow_this_host(workspace, realm)
     opened = _initialise(workspace)
     recovery.recover(opened, realm, _say)
     _pulumi(workspace, ["up", "--yes", "--skip-preview", *(arguments or [])])
@@ -65,6 +65,9 @@ def prepare() -> None:
 def preview(stack: StackName, arguments: Arguments = None) -> None:
     """Say what `up` would do; of a production stack, with throw-away secrets."""
     workspace = _prepare(stack, with_machines=False)
+    if rehearsed_only(stack):
+        # Such a stack file names no sources: they are this machine's.
+        _allow_this_host(workspace, Realm.open(workspace.folder))
     _initialise(workspace)
     _pulumi(workspace, ["preview", *(arguments or [])])
 
@@ -109,6 +112,10 @@ def _prepare(stack: str, *, with_machines: bool) -> Workspace:
     except FileNotFoundError as error:
         raise OperatorError(f"There is no stack {stack}: {error.filename} does not exist.") from None
     return workspace
+
+
+def _allow_this_host(workspace: Workspace, realm: Realm) -> None:
+    workspace.set_section("ssh", {"allowedSources": [f"{realm.operator_v4}/32", f"{realm.operator_v6}/128"]})
 
 
 def _image(workspace: Workspace) -> str:

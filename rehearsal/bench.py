@@ -1,6 +1,7 @@
 """`make bench`: how long the stack takes, measured on this machine in a rehearsal of its own."""
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -9,14 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
 
-RUNS = 5
-
-_EMPTY_PROGRAM = "name: empty\nruntime:\n  name: python\n  options:\n    virtualenv: {virtualenv}\n"
+RUNS = 7
 
 
 def measure(stack: str, out: Console) -> None:
@@ -37,27 +37,32 @@ def measure(stack: str, out: Console) -> None:
     table = Table("what", "seconds")
     table.add_row(f"make up STACK={stack}, from nothing to ready", f"{first:.1f}")
     table.add_row(f"pulumi up, nothing to do (median of {RUNS})", f"{ours:.2f}")
-    table.add_row(f"pulumi up of an empty program (median of {RUNS})", f"{empty:.2f}")
+    table.add_row(f"pulumi up of an empty program, same configuration (median of {RUNS})", f"{empty:.2f}")
     table.add_row("ratio", f"{ours / empty:.2f}")
     out.print(table)
 
 
 def _nothing_to_do(workspace: Workspace) -> tuple[float, float]:
+    """Seconds of a run that changes nothing: of the stack, and of an empty program with the same configuration."""
+    folder = workspace.folder
     environment = workspace.environment()
-    empty = workspace.folder / "empty"
-    empty.mkdir()
-    (empty / "Pulumi.yaml").write_text(_EMPTY_PROGRAM.format(virtualenv=PROJECT_FOLDER / ".venv"))
-    (empty / "__main__.py").write_text("")
-    _run(["pulumi", "stack", "init", "empty"], empty, environment)
-    up = ["pulumi", "up", "--yes", "--skip-preview", "--stack"]
-    nothing_to_do = [*up, workspace.stack, "--expect-no-changes"]
-    _run([*up, "empty"], empty, environment)
-    seconds: tuple[list[float], list[float]] = ([], [])
+    empty = folder / "empty"
+    (empty / "state").mkdir(parents=True)
+    (empty / "program").mkdir()
+    (empty / "program" / "__main__.py").touch()
+    project = yaml.safe_load((folder / "Pulumi.yaml").read_text())
+    (empty / "Pulumi.yaml").write_text(yaml.safe_dump(project | {"main": "program"}))
+    shutil.copy(workspace.stack_file, empty)
+    elsewhere = environment | {"PULUMI_BACKEND_URL": f"file://{empty / 'state'}"}
+    _run(["pulumi", "stack", "init", workspace.stack], empty, elsewhere)
+    up = ["pulumi", "up", "--yes", "--skip-preview", "--stack", workspace.stack]
+    _run(up, empty, elsewhere)
+    ours, theirs = [], []
     # In turn, so that a busy moment of the machine meets both.
     for _ in range(RUNS):
-        seconds[0].append(_seconds(lambda: _run(nothing_to_do, workspace.folder, environment)))
-        seconds[1].append(_seconds(lambda: _run([*up, "empty"], empty, environment)))
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+        ours.append(_seconds(lambda: _run([*up, "--expect-no-changes"], folder, environment)))
+        theirs.append(_seconds(lambda: _run([*up, "--expect-no-changes"], empty, elsewhere)))
+    return statistics.median(ours), statistics.median(theirs)
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -93,9 +93,10 @@ class Machines:
                 "powered": True,
                 "details": spec.details,
             }
+            # First, so that every machine that is known can boot; alone it is a folder that goes with the realm.
+            self._write_seed(number, spec)
             self._store.put(KIND, number, record)
         try:
-            self._write_seed(number, spec)
             self._boot_new(number, record)
         except BaseException:
             self.destroy(number)

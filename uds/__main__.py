@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uds import admin as admins
+from uds import apply as reapply
 from uds import cert as certs
 from uds import init as initialisation
 from uds import ssh as remote_shell
@@ -186,6 +187,17 @@ def ssh(
 ) -> None:
     """Run a command, or a shell, on a server as the automation's account. Passes the exit status through."""
     raise typer.Exit(remote_shell.run(Stack.open(stack, rehearsal=rehearsal), server, command or [], sudo=sudo))
+
+
+@app.command()
+def apply(
+    stack: StackName,
+    server: Annotated[str, typer.Argument(help="Name of the server, such as app-1 or db-1.")],
+    capability: Annotated[str, typer.Argument(help="What to put right, such as hardening or accounts.")],
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Put right what somebody changed on a server by hand. Prints what it changes."""
+    raise typer.Exit(reapply.run(Stack.open(stack, rehearsal=rehearsal), server, capability))
 
 
 def _apply_hint(stack: str, rehearsal: bool) -> str:

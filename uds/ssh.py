@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ def agent(private_key: str, folder: Path) -> Iterator[Path]:
         while not socket.exists():
             if process.poll() is not None:
                 raise OperatorError("ssh-agent did not start.")
+            time.sleep(0.01)
         environment = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
         # Pulumi drops the last line end of a value, and OpenSSH reads no key without it.
         key = private_key.rstrip("\n") + "\n"
@@ -67,10 +69,9 @@ def agent(private_key: str, folder: Path) -> Iterator[Path]:
         process.wait()
 
 
-def run(stack: Stack, server: str, command: Sequence[str], *, sudo: bool) -> int:
-    """Run `command` (or a shell) on `server` and return its exit status.
-
-    One word is a line for the server's shell, as with ssh; several are a program and its arguments, as they are.
+@contextmanager
+def connected(stack: Stack, server: str) -> Iterator[list[str]]:
+    """The beginning of an ssh command line that reaches `server`, as the automation's account.
 
     Raises:
         OperatorError: no such server, or no ssh on this machine.
@@ -80,17 +81,39 @@ def run(stack: Stack, server: str, command: Sequence[str], *, sudo: bool) -> int
     outputs = stack.outputs()
     if server not in outputs["servers"]:
         raise OperatorError(f"There is no server {server}. Servers: {', '.join(sorted(outputs['servers']))}.")
+    private_key = stack.section("deploy")["privateKey"]
+    with tempfile.TemporaryDirectory() as name, agent(private_key, Path(name)) as socket:
+        yield ["ssh", "-F", str(write_config(Path(name), outputs, f"IdentityAgent {socket}")), server]
+
+
+def run(stack: Stack, server: str, command: Sequence[str], *, sudo: bool) -> int:
+    """Run `command` (or a shell) on `server` and return its exit status.
+
+    One word is a line for the server's shell, as with ssh; several are a program and its arguments, as they are.
+
+    Raises:
+        OperatorError: no such server, or no ssh on this machine.
+    """
     if sudo and not command:
         raise OperatorError("--sudo needs a command: uds ssh STACK SERVER --sudo -- COMMAND.")
-    deploy = stack.section("deploy")
-    with tempfile.TemporaryDirectory() as name, agent(deploy["privateKey"], Path(name)) as socket:
-        ssh = ["ssh", "-F", str(write_config(Path(name), outputs, f"IdentityAgent {socket}")), server]
+    with connected(stack, server) as ssh:
         if not command:
             return subprocess.run(ssh, check=False).returncode
         if sudo:
             program = command if len(command) > 1 else ["sh", "-c", *command]
-            return _run_as_root([*ssh, f"sudo -k -S -p '' -- {shlex.join(program)}"], deploy["sudoPassword"])
+            password = stack.section("deploy")["sudoPassword"]
+            return _run_as_root([*ssh, f"sudo -k -S -p '' -- {shlex.join(program)}"], password)
         return subprocess.run([*ssh, shlex.join(command) if len(command) > 1 else command[0]], check=False).returncode
+
+
+def pipe(stack: Stack, server: str, command: str, stdin: str) -> int:
+    """Run a line of shell on `server` with `stdin` as its input, which no argument shows, and return its exit status.
+
+    Raises:
+        OperatorError: no such server, or no ssh on this machine.
+    """
+    with connected(stack, server) as ssh:
+        return subprocess.run([*ssh, command], input=stdin.encode(), check=False).returncode
 
 
 def _run_as_root(ssh: Sequence[str], password: str) -> int:

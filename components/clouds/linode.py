@@ -8,7 +8,7 @@ import pulumi_linode as linode
 from components.catalogue import IMAGES
 from components.clouds import Machine, Provisioned
 from components.firewall import CLOUD_INBOUND_POLICY, CLOUD_OUTBOUND_POLICY, CloudRule, check_linode_limits, cloud_rules
-from components.settings import Settings
+from components.settings import PROJECT, Settings, SettingsError
 
 
 class Linode(pulumi.ComponentResource):
@@ -49,7 +49,11 @@ class Linode(pulumi.ComponentResource):
     def machine(self, name: str, machine: Machine, parent: pulumi.Resource) -> Provisioned:
         """An instance. It waits for its firewall, so there is no moment without one."""
         rules = cloud_rules(machine.firewall)
-        check_linode_limits(rules)
+        try:
+            check_linode_limits(rules)
+        except ValueError as error:
+            # Only the operators' addresses come in any number.
+            raise SettingsError(f"{PROJECT}:ssh.allowedSources: {error}") from None
         firewall = linode.Firewall(
             f"{name}-firewall",
             label=self._label(name),

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -212,8 +213,6 @@ def serve(engine: str, version: str, plugin: provider.Provider) -> None:
         print(port, flush=True)
         await server.wait_for_termination()
 
-    try:
-        asyncio.run(run())
-    except KeyboardInterrupt:
-        # The engine interrupts its plugins at the end.
-        return
+    # The engine interrupts its plugins at the end, and waits for them; nothing is left to do then.
+    signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(0))
+    asyncio.run(run())
