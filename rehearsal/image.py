@@ -1,7 +1,7 @@
 """The machines' images: stock Debian as a cloud gives it, with nothing of this project inside.
 
-One of them stands in for Ubuntu, whose archive gives Oracle's MySQL where Debian's gives MariaDB: it is a Debian 13 that
-knows of a later Debian's MySQL.
+One of them stands in for Ubuntu, whose archive gives Oracle's MySQL where Debian's gives MariaDB: it is a Debian 13
+that knows of a later Debian's MySQL.
 """
 
 import fcntl

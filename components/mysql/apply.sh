@@ -142,12 +142,31 @@ restart() {
 reload_tls() {
     local complaints statement='FLUSH SSL'
     [ "$engine" = mariadb ] || statement='ALTER INSTANCE RELOAD TLS'
-    if ! complaints=$("$engine" --no-defaults --protocol=socket --user=root -e "$statement" 2>&1); then
+    if ! complaints=$(as_root "$statement"); then
         refused "$complaints"
         exit 1
     fi
     remember_tls
     say "$engine: serves the new certificate"
+}
+
+as_root() { "$engine" --no-defaults --protocol=socket --user=root -e "$1" 2>&1; }
+
+# Somebody gave root a password, or removed it. Only a start can let root in again.
+let_root_in() {
+    local statements=/etc/mysql/root.sql setting=${config%/*}/zzz-root.cnf how='VIA unix_socket'
+    [ "$engine" = mariadb ] || how='WITH auth_socket'
+    install -m 0640 -g mysql /dev/stdin "$statements" <<END
+CREATE USER IF NOT EXISTS 'root'@'localhost';
+ALTER USER 'root'@'localhost' IDENTIFIED $how;
+GRANT ALL PRIVILEGES ON *.* TO 'root'@'localhost' WITH GRANT OPTION;
+END
+    install -m 0644 /dev/stdin "$setting" <<< $'[mysqld]\ninit_file = '"$statements"
+    systemctl restart "$engine" || true
+    rm -f "$statements" "$setting"
+    systemctl is-active -q "$engine" || systemctl start "$engine"
+    remember_start
+    say "root: could not log in, and can again ($engine: restarted)"
 }
 
 reconcile() { python3 -I -B data/reconcile.py data/desired.json "$config" "$MEMORY/accounts.json"; }
@@ -167,6 +186,8 @@ elif ! systemctl is-active -q "$engine"; then
     systemctl start "$engine"
     say "$engine: started"
 fi
+# Fails for other reasons as well, which come out below.
+[[ ! $(as_root 'SELECT 1') =~ ERROR\ (1045|1698) ]] || let_root_in
 loaded_tls || reload_tls
 reconcile && exit 0
 # 3: a setting that only a start can set.
