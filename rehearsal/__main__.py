@@ -1,6 +1,7 @@
 """What `make` runs: a stack of the project, by the real Pulumi, with this machine in place of the cloud."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from components.settings import PROJECT
+from components.settings import PROJECT, PROJECT_FOLDER
 from rehearsal import host, image, linode_plugin, recovery, toolchain
 from rehearsal.bench import measure
 from rehearsal.host import HostError
@@ -23,7 +24,7 @@ from rehearsal.realm import Realm
 from rehearsal.store import RealmError, write_atomically
 from rehearsal.toolchain import ToolchainError
 from rehearsal.workspace import Workspace, rehearsed_only
-from uds import cert, init
+from uds import cert, init, ssh
 from uds.certificates import KeyType
 from uds.stack import OperatorError, Stack
 
@@ -31,6 +32,9 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Th
 out = Console(highlight=False)
 # Progress is no result: `make -s outputs` prints JSON and nothing else.
 log = Console(stderr=True, highlight=False)
+
+# The release that the stack `local` delivers.
+DEMO = "rehearsal/demo"
 
 StackName = Annotated[str, typer.Argument(metavar="STACK")]
 Arguments = Annotated[list[str] | None, typer.Argument(metavar="[-- PULUMI ARGUMENTS...]")]
@@ -47,6 +51,7 @@ def up(stack: StackName, arguments: Arguments = None) -> None:
     opened = _initialise(workspace)
     recovery.recover(opened, realm, _say)
     _pulumi(workspace, ["up", "--yes", "--skip-preview", *(arguments or [])])
+    _prepare_demo(opened)
     _summary(workspace, opened, time.monotonic() - started)
 
 
@@ -146,6 +151,19 @@ def _pulumi(workspace: Workspace, arguments: Sequence[str]) -> None:
     done = subprocess.run(command, cwd=workspace.folder, env=workspace.environment(), check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
+
+
+def _prepare_demo(stack: Stack) -> None:
+    """Have the demo's table, as somebody does by hand who delivers it (see its README.md)."""
+    if stack.section("application").get("release") != DEMO:
+        return
+    # Whichever of the two the server has.
+    client = 'exec "$(command -v mariadb || command -v mysql)" "$0"'
+    command = shlex.join(["sudo", "-k", "-S", "-p", "", "--", "sh", "-c", client, stack.outputs()["database"]["name"]])
+    password = stack.section("deploy")["sudoPassword"]
+    schema = (PROJECT_FOLDER / DEMO / "schema.sql").read_text()
+    if ssh.pipe(stack, "db-1", command, f"{password}\n{schema}"):
+        raise OperatorError("The demo's table could not be made on db-1.")
 
 
 def _summary(workspace: Workspace, stack: Stack, seconds: float) -> None:

@@ -117,10 +117,10 @@ class Redirect(_Handler):
 
     def do_GET(self) -> None:
         """Say where to go. The name is ours, never the visitor's word for it."""
-        path = self.path if self.path.startswith("/") and not self.path.startswith("//") else "/"
+        path = self.path if self.path.startswith("/") else "/"
         self.answer(HTTPStatus.PERMANENT_REDIRECT, "text/plain", "", {"Location": f"https://{self.host}{path}"})
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_GET  # noqa: N815 - as inherited
 
 
 class Application(_Handler):
@@ -140,7 +140,7 @@ class Application(_Handler):
             case _:
                 self._json(HTTPStatus.NOT_FOUND, {"error": "There is no such page."})
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - as inherited
 
     def do_POST(self) -> None:
         """A new note."""
