@@ -166,13 +166,16 @@ def cert_show(stack: StackName, rehearsal: Rehearsal = False) -> None:
 
 
 def _print_certificate(facts: certs.Facts) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("names", ", ".join(facts.names))
-    table.add_row("signed by", facts.issuer)
-    table.add_row("valid", f"{facts.begins:%Y-%m-%d} to {facts.ends:%Y-%m-%d} ({facts.days_left} days left)")
-    table.add_row("key", facts.key_type)
-    table.add_row("SHA-256", facts.fingerprint)
-    out.print(table)
+    lines = {
+        "names": ", ".join(facts.names),
+        "signed by": facts.issuer,
+        "valid": f"{facts.begins:%Y-%m-%d} to {facts.ends:%Y-%m-%d} ({facts.days_left} days left)",
+        "key": facts.key_type,
+        "SHA-256": facts.fingerprint,
+    }
+    for what, value in lines.items():
+        # Whole, however narrow the terminal is: it is there to be compared.
+        out.print(f"{what:<10} {value}", markup=False, soft_wrap=True)
     for warning in certs.warnings(facts):
         out.print(warning, style="yellow", markup=False)
 

@@ -54,13 +54,13 @@ class Notes:
     def newest(self) -> list[dict[str, Any]]:
         """Up to 50 notes, the newest first."""
         with self._connect() as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT id, text FROM notes ORDER BY id DESC LIMIT %s", (50,))
+            cursor.execute("SELECT id, text FROM demo_notes ORDER BY id DESC LIMIT %s", (50,))
             return [{"id": number, "text": text} for number, text in cursor.fetchall()]
 
     def write(self, text: str) -> int:
         """Keep a note; returns its number."""
         with self._connect() as connection, connection.cursor() as cursor:
-            cursor.execute("INSERT INTO notes (text) VALUES (%s)", (text,))
+            cursor.execute("INSERT INTO demo_notes (text) VALUES (%s)", (text,))
             connection.commit()
             return int(cursor.lastrowid)
 

@@ -233,13 +233,14 @@ def test_the_ports_behind_443_and_80_answer_nobody(app: Rehearsal) -> None:
 
 
 def test_account_folders_and_files_are_as_in_the_guide(app: Rehearsal) -> None:
+    name = current(app)
     shown = app.sudo(
         "app-1",
         "getent passwd application | cut -d: -f6,7; passwd -S application | cut -d' ' -f2; id -Gn application; "
-        f"stat -c '%U:%G %a %n' {HOME} {HOME}/* {HOME}/*/*; stat -Lc '%U:%G %a' {HOME}/current/server.py; "
+        f"cd {HOME}; stat -c '%U:%G %a %n' {HOME} $PWD/* $PWD/releases/{name}* $PWD/releases/{name}/* "
+        "$PWD/config/* $PWD/ssl/*; "
         "ls -d /nonexistent /home/application 2>/dev/null; true",
     ).stdout
-    name = current(app)
     assert shown.splitlines() == [
         "/nonexistent:/bin/false",
         "L",
@@ -249,17 +250,16 @@ def test_account_folders_and_files_are_as_in_the_guide(app: Rehearsal) -> None:
         f"root:root 777 {HOME}/current",
         f"root:application 750 {HOME}/releases",
         f"application:application 700 {HOME}/ssl",
-        f"application:application 400 {HOME}/config/config-production.json",
-        f"application:application 400 {HOME}/config/database-ca.pem",
-        f"root:application 640 {HOME}/current/README.md",
-        f"root:application 640 {HOME}/current/schema.sql",
-        f"root:application 640 {HOME}/current/server.py",
         f"root:application 750 {HOME}/releases/{name}",
         f"root:root 600 {HOME}/releases/{name}.sum",
         f"root:root 600 {HOME}/releases/{name}.tar",
+        f"root:application 640 {HOME}/releases/{name}/README.md",
+        f"root:application 640 {HOME}/releases/{name}/schema.sql",
+        f"root:application 640 {HOME}/releases/{name}/server.py",
+        f"application:application 400 {HOME}/config/config-production.json",
+        f"application:application 400 {HOME}/config/database-ca.pem",
         f"application:application 400 {HOME}/ssl/certificate.pem",
         f"application:application 400 {HOME}/ssl/private-key.pem",
-        "root:application 640",
     ]
 
 
@@ -307,7 +307,7 @@ def test_the_secrets_are_on_the_server_and_in_no_readable_place(app: Rehearsal) 
 
 
 def test_the_database_remembers_what_the_application_wrote(app: Rehearsal) -> None:
-    text = f"'); DROP TABLE notes; -- {time.time()} \N{SNOWMAN} <script>"
+    text = f"'); DROP TABLE demo_notes; -- {time.time()} \N{SNOWMAN} <script>"
     answer = call(app, "/notes", "--json", json.dumps({"text": text}))
     assert answer.status == 201, answer.text
     assert json.loads(call(app, "/notes").text)[0]["text"] == text
@@ -519,40 +519,47 @@ def test_a_setting_that_breaks_it_is_taken_back(demo: Rehearsal) -> None:
 
 
 UNIT = "/etc/systemd/system/application.service"
-DAMAGE = {
-    f"chmod 0644 {HOME}/config/config-production.json": f"changed: {HOME}/config/config-production.json",
-    f"echo '{{}}' > {HOME}/config/config-production.json": f"changed: {HOME}/config/config-production.json",
-    f"chown root {HOME}/ssl/private-key.pem": f"changed: {HOME}/ssl/private-key.pem",
-    f"rm {HOME}/ssl/certificate.pem; mkdir -p {HOME}/ssl/certificate.pem/x": f"changed: {HOME}/ssl/certificate.pem",
-    f"cd {HOME}/config; rm database-ca.pem; mkfifo database-ca.pem": f"changed: {HOME}/config/database-ca.pem",
-    f"chmod 0755 {HOME}/config": f"changed: {HOME}/config",
-    f"chown application {HOME}": f"changed: {HOME}",
-    "usermod -s /bin/bash application": "changed: the account's shell",
-    "usermod -p '' application": "locked: the account",
-    "usermod -a -G sudo,ssh-users application": "changed: the account's groups",
-    f"sed -i s/NoNewPrivileges=yes/NoNewPrivileges=no/ {UNIT}": f"changed: {UNIT}",
-    f"mkdir {UNIT}.d; printf '[Service]\nUser=root\n' > {UNIT}.d/override.conf; systemctl daemon-reload": (
-        f"removed: {UNIT}.d"
-    ),
-    f"echo 'import os' >> {HOME}/current/server.py": "unpacked: release",
-    f"touch {HOME}/current/more.py": "unpacked: release",
-    f"chmod 0777 {HOME}/current/": "unpacked: release",
-    f"ln -sfn /tmp {HOME}/current": "current: release",
-    "systemctl stop application": "restarted: application.service",
-    "systemctl disable application": "enabled: application.service",
-    f"systemctl stop application; ln -sf /dev/null {UNIT}": f"changed: {UNIT}",
-}
+# What somebody does by hand, and what the script says when it puts that right; one round after the other.
+DAMAGE: tuple[dict[str, str], ...] = (
+    {
+        f"chmod 0644 {HOME}/config/config-production.json": f"changed: {HOME}/config/config-production.json",
+        f"chown root {HOME}/ssl/private-key.pem": f"changed: {HOME}/ssl/private-key.pem",
+        f"cd {HOME}/ssl; rm certificate.pem; mkdir -p certificate.pem/x": f"changed: {HOME}/ssl/certificate.pem",
+        f"cd {HOME}/config; rm database-ca.pem; mkfifo database-ca.pem": f"changed: {HOME}/config/database-ca.pem",
+        f"chmod 0755 {HOME}/config": f"changed: {HOME}/config",
+        f"chown application {HOME}": f"changed: {HOME}",
+        "usermod -s /bin/bash application": "changed: the account's shell",
+        "usermod -p '' application": "locked: the account",
+        "usermod -a -G sudo,ssh-users application": "changed: the account's groups",
+        f"echo 'import os' >> {HOME}/current/server.py": "unpacked: release",
+        f"ln -sfn /tmp {HOME}/current": "current: release",
+        f"sed -i s/NoNewPrivileges=yes/NoNewPrivileges=no/ {UNIT}": f"changed: {UNIT}",
+        "systemctl disable application": "enabled: application.service",
+    },
+    {
+        f"echo '{{}}' > {HOME}/config/config-production.json": f"changed: {HOME}/config/config-production.json",
+        f"touch {HOME}/current/more.py": "unpacked: release",
+        f"rm {UNIT}; ln -s /dev/null {UNIT}": f"changed: {UNIT}",
+    },
+    {
+        f"chmod 0777 {HOME}/current/": "unpacked: release",
+        f"mkdir {UNIT}.d; printf '[Service]\\nUser=root\\n' > {UNIT}.d/override.conf": f"removed: {UNIT}.d",
+    },
+    {f"rm -r {HOME}/releases/*.sum {HOME}/current/*": "unpacked: release"},
+    {"systemctl stop application": "restarted: application.service"},
+    {f"mv {HOME}/config /root; ln -s /root {HOME}/config": f"changed: {HOME}/config", "true": "restarted"},
+)
 
 
-def test_what_was_broken_by_hand_is_mended_and_told(app: Rehearsal) -> None:
-    for damage, told in DAMAGE.items():
-        app.sudo("app-1", damage)
-        printed = reapply(app)
-        assert told in printed, f"{damage}\n{printed}"
-        assert reapply(app) == "", damage
-        assert call(app, "/health").status == 200, damage
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_was_broken_by_hand_is_mended_and_told(app: Rehearsal, damage: dict[str, str]) -> None:
+    app.sudo("app-1", "set -e; " + "; ".join(f"( {action} )" for action in damage))
+    printed = reapply(app)
+    assert [told for told in damage.values() if told not in printed] == []
+    assert reapply(app) == ""
+    assert call(app, "/health").status == 200
     test_account_folders_and_files_are_as_in_the_guide(app)
-    test_systemd_has_little_left_to_advise(app)
+    assert app.sudo("app-1", "systemctl show -p User --value application").stdout.strip() == "application"
 
 
 def test_opened_permissions_alone_restart_nothing(app: Rehearsal) -> None:
