@@ -6,15 +6,12 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 import pulumi
 
 from components.accounts import Accounts
+from components.application import HTTP_PORT, HTTPS_PORT, Application
 from components.clouds import Cloud
 from components.firewall import ANYWHERE, Firewall, Redirect, Rule
 from components.remote import Login
 from components.server import Server, ServerArgs
 from components.settings import Settings
-
-# The application isn't root, and only root may listen on ports below 1024 (guide, 3.9).
-HTTP_PORT = 3000
-HTTPS_PORT = 3003
 
 
 def operators(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -77,4 +74,5 @@ class AppServer(pulumi.ComponentResource):
             Login.of(settings),
             opts=pulumi.ResourceOptions(parent=self),
         )
+        Application(f"{name}-application", settings, self.server, opts=pulumi.ResourceOptions(parent=self))
         self.register_outputs({})

@@ -7,6 +7,7 @@ import pulumi
 from components.accounts import Accounts
 from components.clouds import Cloud
 from components.firewall import Firewall, Rule
+from components.mysql import PACKAGES, MySql
 from components.remote import Login
 from components.server import Server, ServerArgs
 from components.settings import Settings
@@ -40,7 +41,7 @@ class DbServer(pulumi.ComponentResource):
                 private_address=settings.database_address,
                 size=settings.database_size,
                 firewall=firewall(settings),
-                packages=settings.database.packages,
+                packages=[*PACKAGES, *settings.database.packages],
                 deploy_sources=[f"{bastion.private_address}/32"],
                 bastion=bastion,
                 protect=True,
@@ -52,6 +53,13 @@ class DbServer(pulumi.ComponentResource):
         Accounts(
             f"{name}-accounts",
             settings.admins,
+            self.server,
+            Login.of(settings),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        MySql(
+            f"{name}-mysql",
+            settings,
             self.server,
             Login.of(settings),
             opts=pulumi.ResourceOptions(parent=self),

@@ -12,11 +12,17 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+from cryptography.x509 import load_pem_x509_certificates
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -35,15 +41,22 @@ from pydantic_core import ErrorDetails
 from components.catalogue import DEFAULT_SIZES, REGIONS, RESERVED_NAMES
 
 PROJECT = "user-data-security"
+PROJECT_FOLDER = Path(__file__).parent.parent
 
 # The automation's account, made at first boot. Its name is the same everywhere, so no other part has to ask for it.
 DEPLOY_USER = "deploy"
+
+# The database server's number in the private network, below the application servers', so that these can grow in number.
+DATABASE_NUMBER = 5
 
 # A placeholder that somebody left in a secret would otherwise become the password of a real server.
 # Anchored, so that a random secret is not taken for one.
 _PLACEHOLDER = re.compile(
     r"(change|replace|placeholder|your|example|insert|todo|fixme|xxxx|<|\.\.\.)|(secret|password)$", re.I
 )
+
+# Settings whose values no message may show.
+_SECRET_NAME = re.compile(r"password|privateKey", re.I)
 
 _KEY_FORMATS = (
     "allowed is one line of an OpenSSH public key: ssh-ed25519, sk-ssh-ed25519@openssh.com, "
@@ -171,6 +184,38 @@ def admin_name(name: str) -> str:
 AdminName = Annotated[str, AfterValidator(admin_name)]
 
 
+def certificates(text: str) -> str:
+    """Check one or more certificates in PEM and return them, one after the other.
+
+    Raises:
+        ValueError: it is something else. The text is never part of the message: it may be a private key.
+    """
+    if "PRIVATE KEY" in text:
+        raise ValueError("has a private key in it; allowed are certificates only (PEM)")
+    try:
+        load_pem_x509_certificates(text.encode())
+    except ValueError:
+        raise ValueError("is not a certificate; allowed is PEM, the server's own first") from None
+    return text.strip() + "\n"
+
+
+Certificates = Annotated[str, AfterValidator(certificates)]
+
+
+def belongs_together(name: str, chain: str, private_key: SecretStr) -> None:
+    """Check that a private key is the one of a chain's first certificate.
+
+    Raises:
+        ValueError: it isn't, or it is no private key. The key is never part of the message.
+    """
+    try:
+        key = load_pem_private_key(private_key.get_secret_value().encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("privateKey is not a PEM private key without a passphrase") from None
+    if load_pem_x509_certificates(chain.encode())[0].public_key() != key.public_key():
+        raise ValueError(f"{name} does not belong to privateKey")
+
+
 class NetworkSettings(_Section):
     """The private network of the stack."""
 
@@ -223,13 +268,65 @@ class AppSettings(_Section):
 
 
 class DatabaseSettings(_Section):
-    """The database server and the one database that the application uses."""
+    """The database server and the one database that the application uses. `uds init` makes the passwords and keys.
+
+    `certificate` (PEM) is the server's, signed by `ca_certificate`, whose key stays with the operator.
+    `migration_user` is a second user that may change the database's structure; without it there is none.
+    """
 
     size: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] | None = None
     port: Annotated[int, Field(ge=1024, le=65535)] = 3306
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")] = "production"
     user: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")] = "application"
     packages: tuple[Package, ...] = ()
+    password: Secret
+    migration_user: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")] | None = None
+    migration_password: Secret | None = None
+    ca_certificate: Certificates
+    certificate: Certificates
+    private_key: Secret
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        belongs_together("certificate", self.certificate, self.private_key)
+        if self.migration_user == self.user:
+            raise ValueError(f"migrationUser: {self.user} is the application's user; allowed is any other name")
+        if (self.migration_user is None) != (self.migration_password is None):
+            raise ValueError("migrationUser and migrationPassword belong together; run `uds init` to make the password")
+        return self
+
+
+class ApplicationSettings(_Section):
+    """The application itself: what runs on the application servers, as the locked account `application`.
+
+    `release` is a folder or a .tar.gz archive, relative to the project, that is delivered as it is; `command` is how to
+    start it (its first word below the release, or an absolute path). Without them, account and folders are ready for a
+    deployment of one's own. `health_path` must answer with a status below 400 on HTTPS after a start. `certificate`
+    (PEM, the chain below it) and `private_key` are for HTTPS; `settings` go into its configuration file as they are.
+    `pending_private_key` waits for its certificate, with the request for that below it: no server gets it.
+    """
+
+    release: str | None = None
+    command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    health_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/._-]*$")] = "/"
+    certificate: Certificates | None = None
+    private_key: Secret | None = None
+    pending_private_key: Secret | None = None
+    settings: dict[str, str | int | float | bool] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.release is None) != (self.command is None):
+            raise ValueError("release and command belong together: what is delivered, and how it is started")
+        if self.release is not None and not (PROJECT_FOLDER / self.release).exists():
+            raise ValueError(f"release: {self.release} does not exist; allowed is a folder or .tar.gz of the project")
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and privateKey belong together; run `uds cert` to make or install both")
+        if self.release is not None and self.certificate is None:
+            raise ValueError("release needs a certificate for HTTPS; run `uds cert self-signed` or `uds cert csr`")
+        if self.certificate is not None and self.private_key is not None:
+            belongs_together("certificate", self.certificate, self.private_key)
+        return self
 
 
 class DeploySettings(_Section):
@@ -292,7 +389,8 @@ class Settings(_Section):
     network: NetworkSettings = NetworkSettings()
     ssh: SshSettings
     app: AppSettings = AppSettings()
-    database: DatabaseSettings = DatabaseSettings()
+    database: DatabaseSettings
+    application: ApplicationSettings = ApplicationSettings()
     deploy: DeploySettings
     admins: dict[AdminName, AdminSettings] = {}
 
@@ -340,7 +438,7 @@ class Settings(_Section):
     @property
     def database_address(self) -> IPv4Address:
         """The database server's private address, below the application servers', so that `app.count` can grow."""
-        return self.network.address(5)
+        return self.network.address(DATABASE_NUMBER)
 
     @property
     def app_size(self) -> str:
@@ -415,7 +513,7 @@ def _complaint(item: ErrorDetails, path: list[str], raw: object) -> str:
     what = item["msg"].removeprefix("Value error, ").replace("Tuple", "List")
     match item["type"]:
         case "missing":
-            maker = {"deploy": "run `uds init`", "admins": "run `uds admin add`"}
+            maker = {"deploy": "run `uds init`", "database": "run `uds init`", "admins": "run `uds admin add`"}
             return f" is missing; {maker.get(path[0], 'Pulumi.yaml describes it')}"
         case "extra_forbidden":
             return f" is not a setting; allowed here: {', '.join(_siblings(path))}"
@@ -462,5 +560,5 @@ def _at(raw: object, path: list[str]) -> object:
 def _shown(raw: object, path: list[str]) -> str:
     """The value at `path` for an error message, or nothing where it could be a secret."""
     value = _at(raw, path)
-    secret = path[0] in ("deploy", "admins") or "PRIVATE KEY" in str(value)
+    secret = path[0] in ("deploy", "admins") or _SECRET_NAME.search(path[-1]) or "PRIVATE KEY" in str(value)
     return "" if secret or not isinstance(value, (str, int, float, bool)) else repr(value)

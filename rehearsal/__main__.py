@@ -1,11 +1,12 @@
 """What `make` runs: a stack of the project, by the real Pulumi, with this machine in place of the cloud."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,21 +17,25 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from components.settings import PROJECT
+from components.settings import PROJECT, PROJECT_FOLDER
 from rehearsal import host, image, linode_plugin, recovery, toolchain
 from rehearsal.bench import measure
 from rehearsal.host import HostError
 from rehearsal.realm import Realm
-from rehearsal.store import RealmError
+from rehearsal.store import RealmError, write_atomically
 from rehearsal.toolchain import ToolchainError
 from rehearsal.workspace import Workspace, rehearsed_only
-from uds import init
+from uds import cert, init, ssh
+from uds.certificates import KeyType
 from uds.stack import OperatorError, Stack
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The rehearsal; see the Makefile.")
 out = Console(highlight=False)
 # Progress is no result: `make -s outputs` prints JSON and nothing else.
 log = Console(stderr=True, highlight=False)
+
+# The release that the stack `local` delivers.
+DEMO = "rehearsal/demo"
 
 StackName = Annotated[str, typer.Argument(metavar="STACK")]
 Arguments = Annotated[list[str] | None, typer.Argument(metavar="[-- PULUMI ARGUMENTS...]")]
@@ -47,7 +52,8 @@ def up(stack: StackName, arguments: Arguments = None) -> None:
     opened = _initialise(workspace)
     recovery.recover(opened, realm, _say)
     _pulumi(workspace, ["up", "--yes", "--skip-preview", *(arguments or [])])
-    _summary(opened, time.monotonic() - started)
+    _prepare_demo(opened)
+    _summary(workspace, opened, time.monotonic() - started)
 
 
 @app.command()
@@ -129,7 +135,16 @@ def _initialise(workspace: Workspace) -> Stack:
     # Nobody is asked: the key folder of a rehearsal has the rehearsal's own passphrase.
     for what in init.initialise(opened, workspace.passphrase_file.read_text):
         _say(f"made: {what}")
+    application = opened.section("application")
+    if "certificate" not in application:
+        cert.make_self_signed(opened, [_host(application)], KeyType.P256)
+        _say("made: a certificate for the application, which nobody vouches for")
     return opened
+
+
+def _host(application: Mapping[str, Any]) -> str:
+    """What the rehearsed application is called: its own setting, or a name that nobody has (RFC 6761)."""
+    return str(application.get("settings", {}).get("host", "application.test"))
 
 
 def _pulumi(workspace: Workspace, arguments: Sequence[str]) -> None:
@@ -141,7 +156,20 @@ def _pulumi(workspace: Workspace, arguments: Sequence[str]) -> None:
         raise typer.Exit(done.returncode)
 
 
-def _summary(stack: Stack, seconds: float) -> None:
+def _prepare_demo(stack: Stack) -> None:
+    """Have the demo's table, as somebody does by hand who delivers it (see its README.md)."""
+    if stack.section("application").get("release") != DEMO:
+        return
+    # Whichever of the two the server has.
+    client = 'exec "$(command -v mariadb || command -v mysql)" "$0"'
+    command = shlex.join(["sudo", "-k", "-S", "-p", "", "--", "sh", "-c", client, stack.outputs()["database"]["name"]])
+    password = stack.section("deploy")["sudoPassword"]
+    schema = (PROJECT_FOLDER / DEMO / "schema.sql").read_text()
+    if ssh.pipe(stack, "db-1", command, f"{password}\n{schema}"):
+        raise OperatorError("The demo's table could not be made on db-1.")
+
+
+def _summary(workspace: Workspace, stack: Stack, seconds: float) -> None:
     facts: dict[str, Any] = stack.outputs()
     table = Table("server", "role", "public address", "private address")
     for name, server in facts["servers"].items():
@@ -151,6 +179,15 @@ def _summary(stack: Stack, seconds: float) -> None:
     out.print(f"Log in      uv run uds ssh {stack.name} app-1        (then db-1, through app-1)")
     out.print(f"As root     uv run uds ssh {stack.name} db-1 --sudo -- iptables -S")
     out.print(f"Add people  uv run uds admin add {stack.name} alice --key ~/.ssh/id_ed25519.pub, then make up again")
+    application = stack.section("application")
+    if "release" in application:
+        certificate = workspace.folder / "application.pem"
+        write_atomically(certificate, application["certificate"])
+        host, address = _host(application), facts["servers"]["app-1"]["publicIp"]
+        # One line, whatever its length, so that it can be copied.
+        out.print(
+            f"Call it     curl --cacert {certificate} --resolve {host}:443:{address} https://{host}/", soft_wrap=True
+        )
     out.print("Prove it    make test")
     out.print(f"Remove it   make down STACK={stack.name}")
 

@@ -1,4 +1,8 @@
-"""The machines' images: stock Debian as a cloud gives it, with nothing of this project inside."""
+"""The machines' images: stock Debian as a cloud gives it, with nothing of this project inside.
+
+One of them stands in for Ubuntu, whose archive gives Oracle's MySQL where Debian's gives MariaDB: it is a Debian 13
+that knows of a later Debian's MySQL.
+"""
 
 import fcntl
 import hashlib
@@ -13,7 +17,7 @@ from rehearsal.store import RealmError
 
 Progress = Callable[[str], None]
 
-SUITES = {"debian13": "trixie", "debian12": "bookworm"}
+SUITES = {"debian13": "trixie", "debian12": "bookworm", "ubuntu24.04": "trixie"}
 DEFAULT_IMAGE = "debian13"
 
 PACKAGES = (
@@ -28,6 +32,25 @@ PACKAGES = (
     "python3",
     "sudo",
 )
+
+# Only MySQL and the libraries that it can't do without come from there; everything else stays as it is.
+_MYSQL_PINS = """\
+Package: *
+Pin: release n=sid
+Pin-Priority: 50
+
+Package: mysql-* src:gcc-16 src:google-perftools src:glibc
+Pin: release n=sid
+Pin-Priority: 500
+"""
+# The mirror is the one that the image itself was made from. Of a frozen copy, this Release has expired.
+_MYSQL_SOURCE = """awk '$1 == "deb" { print "deb [check-valid-until=no]", $2, "sid main"; exit }'"""
+EXTRAS = {
+    "ubuntu24.04": (
+        f'{_MYSQL_SOURCE} "$1/etc/apt/sources.list" > "$1/etc/apt/sources.list.d/mysql.list"',
+        f"printf %s '{_MYSQL_PINS}' > \"$1/etc/apt/preferences.d/mysql\"",
+    )
+}
 
 # What image builders take out at the end, so that two servers of one image have nothing in common.
 SEAL = (
@@ -48,7 +71,7 @@ def ensure(image: str, progress: Progress) -> str:
     """
     if image not in SUITES:
         raise RealmError(f"unknown image {image!r}; known: {', '.join(SUITES)}")
-    recipe = _recipe(SUITES[image])
+    recipe = _recipe(image)
     name = f"localhost/uds-{image}:{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
     if _exists(name):
         return name
@@ -62,9 +85,9 @@ def ensure(image: str, progress: Progress) -> str:
     return name
 
 
-def _recipe(suite: str) -> list[str]:
-    hooks = [f"--customize-hook={line}" for line in SEAL]
-    return ["mmdebstrap", "--variant=important", f"--include={','.join(PACKAGES)}", *hooks, suite]
+def _recipe(image: str) -> list[str]:
+    hooks = [f"--customize-hook={line}" for line in (*EXTRAS.get(image, ()), *SEAL)]
+    return ["mmdebstrap", "--variant=important", f"--include={','.join(PACKAGES)}", *hooks, SUITES[image]]
 
 
 def _build(recipe: list[str], name: str, cache: Path) -> None:

@@ -22,6 +22,9 @@ Value: TypeAlias = Any
 
 PROJECT_FOLDER = Path(__file__).parent.parent
 
+# Whose other half is a secret: accounts and their keys, certificates and theirs.
+_USELESS_BY_HALF = (f"{PROJECT}:deploy", f"{PROJECT}:admins", "certificate", "caCertificate")
+
 
 def rehearsed_only(stack: str) -> bool:
     """Whether the stack has no production: `local` and whatever ends so."""
@@ -115,12 +118,12 @@ class Workspace:
 
 
 def without_secrets(value: Value) -> Value:
-    """The configuration less everything that is encrypted, and less the accounts, which are useless by half."""
+    """The configuration less everything that is encrypted, and less what is useless without that."""
     if isinstance(value, Mapping):
         return {
             key: without_secrets(item)
             for key, item in value.items()
-            if not _is_secret(item) and key not in (f"{PROJECT}:deploy", f"{PROJECT}:admins")
+            if not _is_secret(item) and key not in _USELESS_BY_HALF
         }
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [without_secrets(item) for item in value if not _is_secret(item)]

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from uds import admin as admins
 from uds import apply as reapply
+from uds import cert as certs
 from uds import init as initialisation
 from uds import ssh as remote_shell
+from uds.certificates import KeyType
 from uds.stack import OperatorError, Stack
 
 app = typer.Typer(
@@ -22,12 +24,17 @@ app = typer.Typer(
 )
 admin_app = typer.Typer(no_args_is_help=True, help="The people who may log in.")
 app.add_typer(admin_app, name="admin")
+cert_app = typer.Typer(no_args_is_help=True, help="The certificate of the application's HTTPS.")
+app.add_typer(cert_app, name="cert")
 out = Console(highlight=False)
 
 StackName = Annotated[str, typer.Argument(metavar="STACK", help="Name of the stack, such as local or linode.")]
 Rehearsal = Annotated[
     bool, typer.Option("--rehearsal", help="The rehearsal of a production stack (make up STACK=...).")
 ]
+
+Names = Annotated[list[str], typer.Option("--name", help="Host name or address of the server; several times for more.")]
+KeyTypeOption = Annotated[KeyType, typer.Option(help="The key to make.")]
 
 
 @app.command()
@@ -100,6 +107,77 @@ def admin_list(stack: StackName, rehearsal: Rehearsal = False) -> None:
         for key in keys:
             table.add_row(name, key)
     out.print(table)
+
+
+@cert_app.command("csr")
+def cert_csr(
+    stack: StackName,
+    name: Names,
+    *,
+    key_type: KeyTypeOption = KeyType.P256,
+    output: Annotated[Path | None, typer.Option(help="Write the request into this file instead of showing it.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Give up a request that is waiting.")] = False,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Make a key, and the request for a certificate (CSR) that an authority signs. The key in use stays in use."""
+    text = certs.request(Stack.open(stack, rehearsal=rehearsal), name, key_type, replace=replace)
+    if output:
+        output.write_text(text)
+        out.print(f"The request is in {output}.")
+    else:
+        sys.stdout.write(text)
+    Console(stderr=True, highlight=False).print(
+        f"Next: have it signed, then `uds cert install {stack} CERTIFICATE CHAIN`.", markup=False
+    )
+
+
+@cert_app.command("self-signed")
+def cert_self_signed(
+    stack: StackName, name: Names, key_type: KeyTypeOption = KeyType.P256, rehearsal: Rehearsal = False
+) -> None:
+    """Make a key and a certificate that nobody vouches for: for rehearsals and first tries."""
+    _print_certificate(certs.make_self_signed(Stack.open(stack, rehearsal=rehearsal), name, key_type))
+    out.print(f"Next: {_apply_hint(stack, rehearsal)} puts it on the servers.")
+
+
+@cert_app.command("install")
+def cert_install(
+    stack: StackName,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="CERTIFICATE [CHAIN]...", help="PEM files: the server's own first.")
+    ],
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Check what the authority has signed, and put it into the stack."""
+    _print_certificate(certs.install(Stack.open(stack, rehearsal=rehearsal), files))
+    out.print(f"Next: {_apply_hint(stack, rehearsal)} puts it on the servers.")
+
+
+@cert_app.command("show")
+def cert_show(stack: StackName, rehearsal: Rehearsal = False) -> None:
+    """Show the certificate: names, dates, fingerprint."""
+    facts, waiting = certs.show(Stack.open(stack, rehearsal=rehearsal))
+    if facts:
+        _print_certificate(facts)
+    else:
+        out.print("The stack has no certificate: make one with `uds cert csr` or `uds cert self-signed`.")
+    if waiting:
+        out.print(f"A request for {', '.join(waiting)} is waiting for its certificate.")
+
+
+def _print_certificate(facts: certs.Facts) -> None:
+    lines = {
+        "names": ", ".join(facts.names),
+        "signed by": facts.issuer,
+        "valid": f"{facts.begins:%Y-%m-%d} to {facts.ends:%Y-%m-%d} ({facts.days_left} days left)",
+        "key": facts.key_type,
+        "SHA-256": facts.fingerprint,
+    }
+    for what, value in lines.items():
+        # Whole, however narrow the terminal is: it is there to be compared.
+        out.print(f"{what:<10} {value}", markup=False, soft_wrap=True)
+    for warning in certs.warnings(facts):
+        out.print(warning, style="yellow", markup=False)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`uds init`: every key and secret of a stack, made on the operator's machine."""
 
+import functools
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from passlib.hash import sha512_crypt
 
+from components.settings import DATABASE_NUMBER, NetworkSettings
+from uds import certificates
 from uds.stack import OperatorError, Stack
 
 # A random password of 192 bits can't be guessed however fast its hash is, and sudo checks it at every script.
@@ -49,16 +52,49 @@ def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]
     if "bootstrapSeed" not in deploy:
         stack.set("deploy.bootstrapSeed", secrets.token_urlsafe(32), secret=True)
         yield "seed of the first host keys"
+    # Asked once at most.
+    passphrase = functools.cache(ask_passphrase)
     backup = stack.keys / "deploy"
     if not backup.exists():
-        _save_encrypted(deploy["privateKey"], backup, ask_passphrase())
+        private_key = load_ssh_private_key(deploy["privateKey"].encode(), password=None)
+        encryption = BestAvailableEncryption(passphrase().encode())
+        _save(backup, private_key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, encryption))
         yield f"encrypted copy of the deploy key in {backup}"
+    yield from _database(stack, passphrase)
 
 
-def _save_encrypted(private: str, path: Path, passphrase: str) -> None:
+def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
+    database = stack.section("database")
+    if "password" not in database:
+        stack.set("database.password", secrets.token_urlsafe(24), secret=True)
+        yield "the application's database password"
+    if "migrationUser" in database and "migrationPassword" not in database:
+        stack.set("database.migrationPassword", secrets.token_urlsafe(24), secret=True)
+        yield "the migration user's database password"
+    if "certificate" in database and "privateKey" in database:
+        return
+    ca_key_file = stack.keys / "database-ca.key"
+    if "caCertificate" in database and not ca_key_file.exists():
+        raise OperatorError(
+            f"The certificate of the database can't be signed: {ca_key_file} is missing. Copy it from the machine that "
+            "made it, or remove database.caCertificate from the stack's configuration to start with a new authority."
+        )
+    if "caCertificate" in database:
+        ca = certificates.Authority.load(database["caCertificate"], ca_key_file.read_bytes(), passphrase())
+    else:
+        ca = certificates.Authority.new(f"Database of {stack.name}")
+        _save(ca_key_file, ca.encrypted_key(passphrase()))
+        stack.set("database.caCertificate", ca.certificate_pem, secret=False)
+        yield f"certificate authority of the database; its key stays in {ca_key_file}"
+    address = NetworkSettings.model_validate(stack.section("network")).address(DATABASE_NUMBER)
+    certificate, key = ca.issue_server("db-1", address)
+    stack.set("database.privateKey", key, secret=True)
+    stack.set("database.certificate", certificate, secret=False)
+    yield "the database server's certificate"
+
+
+def _save(path: Path, text: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key = load_ssh_private_key(private.encode(), password=None)
-    text = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, BestAvailableEncryption(passphrase.encode()))
     # Never half a key under the name that says there is one, and never readable by others.
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)

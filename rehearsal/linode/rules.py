@@ -16,7 +16,7 @@ from rehearsal.cloud_firewall import Rule
 from rehearsal.provider.schema import Problem
 from rehearsal.provider.values import Plain
 
-IMAGES = {"linode/debian13": "debian13", "linode/debian12": "debian12"}
+IMAGES = {"linode/debian13": "debian13", "linode/debian12": "debian12", "linode/ubuntu24.04": "ubuntu24.04"}
 
 USER_DATA_LIMIT = 16384
 RULES_LIMIT, ADDRESSES_LIMIT, PORT_PIECES_LIMIT = 25, 255, 15

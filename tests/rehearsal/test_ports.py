@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from components import app_server, db_server
+from components import app_server, application, db_server
 from components.firewall import Firewall, Packet, Protocol, allows, local_port
 from components.settings import parse
 from rehearsal import podman
@@ -33,7 +33,7 @@ UDP_PORTS = (53, 67, 68, 69, 111, 123, 137, 161, 500, 514, 520, 546, 547, 1194, 
 
 # What listens while we scan, beside sshd. Nobody is to reach 8080 or UDP 5353: behind a port where nothing listens, a
 # firewall that has a hole looks much like one that has none.
-APP_LISTENERS = (app_server.HTTP_PORT, app_server.HTTPS_PORT, 8080)
+APP_LISTENERS = (application.HTTP_PORT, application.HTTPS_PORT, 8080)
 UDP_LISTENER = 5353
 
 # Answers everyone with the port at which they arrived, over TCP and, on the first argument, UDP.
@@ -339,8 +339,8 @@ def test_the_application_is_reached_through_the_redirects(ground: Ground, settin
     with ground.only(setting):
         for run in (ground.outsider.run, ground.operator):
             for address in ground.app.machine.addresses():
-                assert arrives_at(run, address, 80) == app_server.HTTP_PORT
-                assert arrives_at(run, address, 443) == app_server.HTTPS_PORT
+                assert arrives_at(run, address, 80) == application.HTTP_PORT
+                assert arrives_at(run, address, 443) == application.HTTPS_PORT
 
 
 def test_the_application_server_reaches_the_database(ground: Ground) -> None:
@@ -367,7 +367,7 @@ def test_ipv6_stays_alive_when_neighbours_are_forgotten(ground: Ground, setting:
         for _ in range(2):
             ground.outsider.run(["ip", "-6", "neigh", "flush", "dev", "eth0"])
             ground.inside(ground.app, "ip", "-6", "neigh", "flush", "dev", "eth0")
-            assert arrives_at(ground.outsider.run, address, 80) == app_server.HTTP_PORT
+            assert arrives_at(ground.outsider.run, address, 80) == application.HTTP_PORT
 
 
 def arrives_at(run: Run, address: str, port: int) -> int:

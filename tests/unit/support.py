@@ -5,12 +5,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from ipaddress import IPv4Address
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from components.settings import PROJECT, Settings, parse
+from uds.certificates import Authority
 
 Config = dict[str, Any]
 
@@ -22,6 +24,8 @@ SECRETS = (
     "deploy.sudoPassword",
     "deploy.sudoPasswordHash",
     "deploy.bootstrapSeed",
+    "database.password",
+    "database.privateKey",
     "admins.alice.passwordHash",
     "admins.alice.totpSecret",
     "admins.alice.scratchCodes[0]",
@@ -38,6 +42,8 @@ def ed25519_pair() -> tuple[str, str]:
 @cache
 def _valid() -> Config:
     private, public = ed25519_pair()
+    authority = Authority.new("Database of test")
+    certificate, key = authority.issue_server("db-1", IPv4Address("10.20.0.5"))
     return {
         "cloud": "linode",
         "region": "eu-central",
@@ -48,6 +54,12 @@ def _valid() -> Config:
             "sudoPassword": "Wq3-zpFf9dLx_81kTtY0",
             "sudoPasswordHash": PASSWORD_HASH,
             "bootstrapSeed": "n0-vKq8sPb2hYwz4RmJcLd7u",
+        },
+        "database": {
+            "password": "b7_Kx2mQv9-Lw4TzRn8cYd3P",
+            "caCertificate": authority.certificate_pem,
+            "certificate": certificate,
+            "privateKey": key,
         },
         "admins": {
             "alice": {

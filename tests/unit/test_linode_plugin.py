@@ -139,7 +139,7 @@ BAD: list[tuple[str, Values, str]] = [
     (FIREWALL, {"inbounds": [{key: RULE[key] for key in ("label", "action", "protocol")}]}, "inbounds[0]"),
     (INSTANCE, {"label": "ab"}, "label"),
     (INSTANCE, {"label": "a__b"}, "label"),
-    (INSTANCE, {"image": "linode/ubuntu24.04"}, "image"),
+    (INSTANCE, {"image": "linode/ubuntu26.04"}, "image"),
     (INSTANCE, {"image": None}, "image"),
     (INSTANCE, {"type": None}, "type"),
     (INSTANCE, {"authorizedKeys": None}, "authorizedKeys"),
