@@ -30,9 +30,9 @@ from uds.certificates import KeyType
 from uds.stack import OperatorError, Stack
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The rehearsal; see the Makefile.")
-out = Console(highlight=False)
+out = Console(highlight=False, emoji=False)
 # Progress is no result: `make -s outputs` prints JSON and nothing else.
-log = Console(stderr=True, highlight=False)
+log = Console(stderr=True, highlight=False, emoji=False)
 
 # The release that the stack `local` delivers.
 DEMO = "rehearsal/demo"

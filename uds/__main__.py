@@ -26,7 +26,8 @@ admin_app = typer.Typer(no_args_is_help=True, help="The people who may log in.")
 app.add_typer(admin_app, name="admin")
 cert_app = typer.Typer(no_args_is_help=True, help="The certificate of the application's HTTPS.")
 app.add_typer(cert_app, name="cert")
-out = Console(highlight=False)
+# No emoji: a fingerprint may have `:AB:` in it, or a key.
+out = Console(highlight=False, emoji=False)
 
 StackName = Annotated[str, typer.Argument(metavar="STACK", help="Name of the stack, such as local or linode.")]
 Rehearsal = Annotated[
@@ -126,7 +127,7 @@ def cert_csr(
         out.print(f"The request is in {output}.")
     else:
         sys.stdout.write(text)
-    Console(stderr=True, highlight=False).print(
+    Console(stderr=True, highlight=False, emoji=False).print(
         f"Next: have it signed, then `uds cert install {stack} CERTIFICATE CHAIN`.", markup=False
     )
 
@@ -213,7 +214,7 @@ def main() -> None:
     try:
         app()
     except OperatorError as error:
-        Console(stderr=True, highlight=False).print(f"uds: {error}", style="red", markup=False)
+        Console(stderr=True, highlight=False, emoji=False).print(f"uds: {error}", style="red", markup=False)
         sys.exit(1)
 
 

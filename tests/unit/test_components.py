@@ -41,7 +41,8 @@ def servers(count: int) -> list[str]:
 SERVERS = [(count, server) for count in COUNTS for server in servers(count)]
 COMMANDS = [
     *((count, f"{server}-{what}") for count, server in SERVERS for what in ("first-contact", *SCRIPTS)),
-    *((count, "db-1-reachable") for count in COUNTS),
+    *((count, f"{server}-application-apply") for count, server in SERVERS if server != "db-1"),
+    *((count, f"db-1-{what}") for count in COUNTS for what in ("reachable", "mysql-apply")),
 ]
 
 
@@ -182,7 +183,7 @@ def test_a_command_leaks_nothing_by_its_options(count: int, name: str) -> None:
 
 def test_every_script_is_applied_by_one_constant_command() -> None:
     commands = [command for command in program(3).commands if command.name.endswith("-apply")]
-    assert len(commands) == 8
+    assert len(commands) == 12
     assert len({command.inputs["create"].split(" # ")[0] for command in commands}) == 1
 
 
@@ -322,11 +323,10 @@ def test_more_servers_are_only_more() -> None:
         for key in before.inputs
         if before.inputs[key] != three.resources[name].inputs[key] and key not in before.ignored
     }
-    # The database lets them in: in the cloud, and by the rules that its own script brings.
+    # The database lets them in: in the cloud, by the rules that its own script brings, and by its accounts.
     assert changed == {
         ("db-1-firewall", "inbounds"),
-        ("db-1-hardening-apply", "stdin"),
-        ("db-1-hardening-apply", "create"),
+        *((f"db-1-{what}-apply", key) for what in ("hardening", "mysql") for key in ("stdin", "create")),
     }
 
 
