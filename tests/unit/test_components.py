@@ -3,10 +3,12 @@
 import base64
 import gzip
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pulumi
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from components.cloud_init import bootstrap_host_key, public_line
 from components.clouds.linode import Linode
@@ -24,9 +26,11 @@ from tests.unit.program import (
     texts,
 )
 from tests.unit.support import configuration, secret_texts
+from uds.certificates import KeyType, general_names, private_pem, self_signed
 
 COUNTS = (1, 3)
 SCRIPTS = ("hardening-apply", "accounts-apply")
+OWN_SCRIPTS = {"app": "application-apply", "db": "mysql-apply"}
 
 
 @cache
@@ -41,6 +45,7 @@ def servers(count: int) -> list[str]:
 SERVERS = [(count, server) for count in COUNTS for server in servers(count)]
 COMMANDS = [
     *((count, f"{server}-{what}") for count, server in SERVERS for what in ("first-contact", *SCRIPTS)),
+    *((count, f"{server}-{OWN_SCRIPTS[server.split('-')[0]]}") for count, server in SERVERS),
     *((count, "db-1-reachable") for count in COUNTS),
 ]
 
@@ -182,7 +187,7 @@ def test_a_command_leaks_nothing_by_its_options(count: int, name: str) -> None:
 
 def test_every_script_is_applied_by_one_constant_command() -> None:
     commands = [command for command in program(3).commands if command.name.endswith("-apply")]
-    assert len(commands) == 8
+    assert len(commands) == 12
     assert len({command.inputs["create"].split(" # ")[0] for command in commands}) == 1
 
 
@@ -327,6 +332,9 @@ def test_more_servers_are_only_more() -> None:
         ("db-1-firewall", "inbounds"),
         ("db-1-hardening-apply", "stdin"),
         ("db-1-hardening-apply", "create"),
+        # Its users are let in from there too.
+        ("db-1-mysql-apply", "stdin"),
+        ("db-1-mysql-apply", "create"),
     }
 
 
@@ -360,6 +368,16 @@ def test_settings_that_cant_be_used_are_named_before_anything_is_made() -> None:
     assert said.startswith("The configuration of this stack can't be used:\n")
     assert "user-data-security:region 'mars-1': is not a region of linode" in said
     assert "user-data-security:app.count 99" in said
+
+
+def test_a_release_that_cant_be_delivered_is_named_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    key = KeyType.P256.new_key()
+    certificate = self_signed(key, general_names(["application.test"])).public_bytes(Encoding.PEM).decode()
+    own = {"release": str(tmp_path / "release"), "command": ["/bin/x"]}
+    tls = {"certificate": certificate, "privateKey": private_pem(key)}
+    assert "application.release" in refused(configuration({"application": own | tls}))
+    assert "application.release needs a certificate" in refused(configuration({"application": own}))
 
 
 def test_a_cloud_that_isnt_built_yet_is_named() -> None:

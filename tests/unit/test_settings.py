@@ -41,7 +41,7 @@ def errors(changes: dict[str, object]) -> list[str]:
 # What is wrong -> the key that the message names, and what else it says.
 Case: TypeAlias = tuple[dict[str, object], str, list[str]]
 BAD: dict[str, Case] = {
-    "unknown key": ({"fierwall": "on"}, "fierwall", ["is not a setting", "allowed here: admins, app, cloud"]),
+    "unknown key": ({"fierwall": "on"}, "fierwall", ["is not a setting", "here: admins, app, application"]),
     "unknown key in an object": ({"app.cuont": 2}, "app.cuont", ["not a setting", "here: count, packages, size"]),
     "unknown key of an admin": ({"admins.alice.shell": "zsh"}, "admins.alice.shell", ["here: passwordHash"]),
     "text for a number": ({"app.count": "many"}, "app.count", ["'many'", "valid integer"]),
@@ -219,7 +219,7 @@ def test_an_empty_stack_is_told_what_it_needs() -> None:
     with pytest.raises(SettingsError) as raised:
         parse({})
     missing = [line.split(" ")[0] for line in str(raised.value).splitlines()]
-    assert missing == [f"{PROJECT}:{key}" for key in ("cloud", "region", "ssh", "deploy")]
+    assert missing == [f"{PROJECT}:{key}" for key in ("cloud", "region", "ssh", "database", "deploy")]
 
 
 MARK = "qZ7uniqueKx4"

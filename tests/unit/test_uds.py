@@ -99,6 +99,7 @@ def test_what_is_secret_is_encrypted_and_never_an_argument(stack: Memory) -> Non
     admin.add(stack, "alice", [ed25519_pair()[1]], PASSWORD)
     assert stack.encrypted == {
         *(f"deploy.{key}" for key in ("privateKey", "sudoPassword", "sudoPasswordHash", "bootstrapSeed")),
+        *(f"database.{key}" for key in ("password", "privateKey")),
         *(f'admins["alice"].{key}' for key in ("passwordHash", "totpSecret")),
         *(f'admins["alice"].scratchCodes[{number}]' for number in range(5)),
     }
@@ -146,7 +147,7 @@ def test_the_operators_copy_opens_with_the_passphrase_only_and_is_theirs_alone(s
     list(init.initialise(stack, passphrase))
     copy = stack.keys / "deploy"
     assert [stat.S_IMODE(path.stat().st_mode) for path in (copy, stack.keys)] == [0o600, 0o700]
-    assert list(stack.keys.iterdir()) == [copy]
+    assert {path.name for path in stack.keys.iterdir()} == {"deploy", "database-ca.key"}
     key = load_ssh_private_key(copy.read_bytes(), PASSPHRASE.encode())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     assert stack.values["deploy"]["publicKey"] == f"{public} deploy@test"
