@@ -1,9 +1,11 @@
 """The application: a locked account, its configuration and certificate, and a release in a sandbox (guide, 4)."""
 
+import atexit
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import pulumi
@@ -102,7 +104,6 @@ class Delivery:
     release: Release
     file: Path
     command: tuple[str, ...]
-    _folder: TemporaryDirectory[str]
 
 
 def delivery(settings: Settings) -> Delivery | None:
@@ -115,10 +116,12 @@ def delivery(settings: Settings) -> Delivery | None:
     if source is None or command is None:
         return None
     release = pack(PROJECT_FOLDER / source, command)
-    folder = TemporaryDirectory(prefix="uds-release-")
-    file = Path(folder.name) / f"{release.name}.tar"
+    folder = Path(mkdtemp(prefix="uds-release-"))
+    # Not earlier: Pulumi reads it long after all resources have been declared.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = folder / f"{release.name}.tar"
     file.write_bytes(release.archive)
-    return Delivery(release, file, command, folder)
+    return Delivery(release, file, command)
 
 
 class Application(pulumi.ComponentResource):

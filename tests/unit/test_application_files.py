@@ -269,8 +269,9 @@ def test_a_release_goes_ahead_as_a_file_of_which_the_state_has_the_hash() -> Non
     assert upload["remotePath"] == f"/home/deploy/uds-release-{name}.tar"
     # A new machine has none of it.
     assert upload["triggers"] == ["ssh-ed25519 AAAAC3-app-1"]
-    # Not as a secret, nor inside the script: a release may be large.
+    # Not as a secret, nor inside the script: a release may be large. Pulumi reads it until the program ends.
     assert Path(upload["source"]["path"]).name == f"{name}.tar"
+    assert Path(upload["source"]["path"]).exists()
     assert isinstance(apply["stdin"], Secret)
     assert len(plain(apply["stdin"])) < 40_000
     (component,) = [
