@@ -1,11 +1,10 @@
 """The application: a locked account, its configuration and certificate, and a release in a sandbox (guide, 4)."""
 
-import atexit
 import json
-import shutil
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pulumi
@@ -16,7 +15,7 @@ from components.files import ServerFile, read_tree
 from components.firewall import METADATA_V4, METADATA_V6
 from components.remote import Login, RemoteScript
 from components.server import Server
-from components.settings import DEPLOY_USER, PROJECT_FOLDER, Settings
+from components.settings import DEPLOY_USER, PROJECT, PROJECT_FOLDER, Settings
 
 # The application isn't root, and only root may listen on ports below 1024 (guide, 3.9).
 HTTP_PORT = 3000
@@ -28,6 +27,9 @@ CERTIFICATE_FILE = f"{HOME}/ssl/certificate.pem"
 KEY_FILE = f"{HOME}/ssl/private-key.pem"
 
 _FOLDER = Path(__file__).parent
+
+# No run takes longer.
+_KEPT_SECONDS = 24 * 3600
 
 
 def configuration(settings: Settings) -> str:
@@ -99,7 +101,7 @@ def _upload_path(release: Release) -> str:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A release in a file of this machine, which goes when the program ends."""
+    """A release in a file of this machine."""
 
     release: Release
     file: Path
@@ -116,11 +118,17 @@ def delivery(settings: Settings) -> Delivery | None:
     if source is None or command is None:
         return None
     release = pack(PROJECT_FOLDER / source, command)
-    folder = Path(mkdtemp(prefix="uds-release-"))
-    # Not earlier: Pulumi reads it long after all resources have been declared.
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    file = folder / f"{release.name}.tar"
-    file.write_bytes(release.archive)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / PROJECT / "releases"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Pulumi reads the file long after the program has declared its resources, and may end the program first: so it
+    # stays, and a later run clears it away.
+    for old in folder.iterdir():
+        if old.stat().st_mtime < time.time() - _KEPT_SECONDS:
+            old.unlink(missing_ok=True)
+    file, new = folder / f"{release.name}.tar", folder / f"{release.name}.{os.getpid()}"
+    new.write_bytes(release.archive)
+    new.replace(file)
     return Delivery(release, file, command)
 
 
