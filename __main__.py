@@ -2,6 +2,7 @@
 
 import pulumi
 
+from components import application
 from components import settings as configuration
 from components.app_server import AppServer
 from components.cloud_init import UserDataError
@@ -14,11 +15,13 @@ from components.settings import DEPLOY_USER, SettingsError
 def build() -> None:
     """Declare everything that the stack consists of."""
     settings = configuration.load()
+    # Before anything is made: it may have to be refused.
+    release = application.delivery(settings)
     cloud = cloud_for(settings)
 
     bastion, *others = (
         AppServer(
-            name, settings, cloud, jump_targets=[f"{settings.database_address}:22"] if name == "app-1" else []
+            name, settings, cloud, release, jump_targets=[f"{settings.database_address}:22"] if name == "app-1" else []
         ).server
         for name in settings.app_addresses
     )

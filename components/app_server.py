@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 import pulumi
 
 from components.accounts import Accounts
-from components.application import HTTP_PORT, HTTPS_PORT, Application
+from components.application import HTTP_PORT, HTTPS_PORT, Application, Delivery
 from components.clouds import Cloud
 from components.firewall import ANYWHERE, Firewall, Redirect, Rule
 from components.remote import Login
@@ -48,10 +48,12 @@ class AppServer(pulumi.ComponentResource):
         name: str,
         settings: Settings,
         cloud: Cloud,
+        delivery: Delivery | None,
+        *,
         jump_targets: Sequence[str] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """Build the server `name`, which is one of `settings.app_addresses`."""
+        """Build the server `name`, which is one of `settings.app_addresses`, with the release of `delivery`."""
         super().__init__("uds:server:AppServer", name, None, opts)
         self.server = Server(
             name,
@@ -74,5 +76,5 @@ class AppServer(pulumi.ComponentResource):
             Login.of(settings),
             opts=pulumi.ResourceOptions(parent=self),
         )
-        Application(f"{name}-application", settings, self.server, opts=pulumi.ResourceOptions(parent=self))
+        Application(f"{name}-application", settings, self.server, delivery, opts=pulumi.ResourceOptions(parent=self))
         self.register_outputs({})

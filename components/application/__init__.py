@@ -1,9 +1,10 @@
 """The application: a locked account, its configuration and certificate, and a release in a sandbox (guide, 4)."""
 
 import json
-from functools import cache
+import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pulumi
@@ -14,7 +15,7 @@ from components.files import ServerFile, read_tree
 from components.firewall import METADATA_V4, METADATA_V6
 from components.remote import Login, RemoteScript
 from components.server import Server
-from components.settings import DEPLOY_USER, PROJECT_FOLDER, Settings
+from components.settings import DEPLOY_USER, PROJECT, PROJECT_FOLDER, Settings
 
 # The application isn't root, and only root may listen on ports below 1024 (guide, 3.9).
 HTTP_PORT = 3000
@@ -26,6 +27,9 @@ CERTIFICATE_FILE = f"{HOME}/ssl/certificate.pem"
 KEY_FILE = f"{HOME}/ssl/private-key.pem"
 
 _FOLDER = Path(__file__).parent
+
+# No run takes longer.
+_KEPT_SECONDS = 24 * 3600
 
 
 def configuration(settings: Settings) -> str:
@@ -95,14 +99,37 @@ def _upload_path(release: Release) -> str:
     return f"/home/{DEPLOY_USER}/uds-release-{release.name}.tar"
 
 
-@cache
-def _deliverable(source: str, command: tuple[str, ...]) -> tuple[Release, Path, TemporaryDirectory[str]]:
-    """The release and a file of it, packed once for all servers; the file goes when the program ends."""
+@dataclass(frozen=True)
+class Delivery:
+    """A release in a file of this machine."""
+
+    release: Release
+    file: Path
+    command: tuple[str, ...]
+
+
+def delivery(settings: Settings) -> Delivery | None:
+    """The stack's release, packed once for all servers, if it has one.
+
+    Raises:
+        ReleaseError: it can't be delivered.
+    """
+    source, command = settings.application.release, settings.application.command
+    if source is None or command is None:
+        return None
     release = pack(PROJECT_FOLDER / source, command)
-    folder = TemporaryDirectory(prefix="uds-release-")
-    file = Path(folder.name) / f"{release.name}.tar"
-    file.write_bytes(release.archive)
-    return release, file, folder
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / PROJECT / "releases"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Pulumi reads the file long after the program has declared its resources, and may end the program first: so it
+    # stays, and a later run clears it away.
+    for old in folder.iterdir():
+        if old.stat().st_mtime < time.time() - _KEPT_SECONDS:
+            old.unlink(missing_ok=True)
+    file, new = folder / f"{release.name}.tar", folder / f"{release.name}.{os.getpid()}"
+    new.write_bytes(release.archive)
+    new.replace(file)
+    return Delivery(release, file, command)
 
 
 class Application(pulumi.ComponentResource):
@@ -112,23 +139,23 @@ class Application(pulumi.ComponentResource):
     """
 
     def __init__(
-        self, name: str, settings: Settings, server: Server, opts: pulumi.ResourceOptions | None = None
+        self,
+        name: str,
+        settings: Settings,
+        server: Server,
+        delivery: Delivery | None,
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Make `server` ready for the application, and deliver it."""
         super().__init__("uds:application:Application", name, None, opts)
-        application = settings.application
-        release: Release | None = None
-        files: list[ServerFile] = []
         depends_on: list[pulumi.Resource] = [server.hardening]
-        if application.release and application.command:
-            release, file, _ = _deliverable(application.release, application.command)
-            files = unit(application.command)
+        if delivery:
             upload = remote.CopyToRemote(
                 f"{name}-release",
                 connection=server.connection,
                 # The state has its hash only. Not a part of the script's bundle, which the state holds whole.
-                source=pulumi.FileAsset(str(file)),
-                remote_path=_upload_path(release),
+                source=pulumi.FileAsset(str(delivery.file)),
+                remote_path=_upload_path(delivery.release),
                 # A copy is made again when the content is new, which it isn't for a new machine.
                 triggers=[server.host_key],
                 opts=pulumi.ResourceOptions(parent=self, depends_on=[server.hardening]),
@@ -139,8 +166,8 @@ class Application(pulumi.ComponentResource):
             connection=server.connection,
             login=Login.of(settings),
             script=(_FOLDER / "apply.sh").read_text(),
-            files=files,
-            data=script_data(settings, release),
+            files=unit(delivery.command) if delivery else [],
+            data=script_data(settings, delivery.release if delivery else None),
             opts=pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
         self.register_outputs({})

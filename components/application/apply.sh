@@ -196,7 +196,8 @@ take_back() {
     say "Release $release with this configuration is taken back: ${problem:-this script ended early}."
     if [ -n "${since:-}" ]; then
         say "The application's last words:"
-        journalctl -q -u application --since "@$since" -n 20 -o cat --no-pager | sed 's/^/    /'
+        # Our own questions may be most of it.
+        journalctl -q -u application --since "@$since" -n 500 -o cat --no-pager | uniq | tail -n 20 | sed 's/^/    /'
     fi
     local old
     if [ -e "before$UNIT" ]; then

@@ -9,6 +9,7 @@ import shlex
 import ssl
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from components.application import configuration as config_file
-from components.application import script_data, unit
+from components.application import delivery, script_data, unit
 from components.application.health import ask
 from components.application.release import ReleaseError, pack
 from tests.unit.program import Program, Secret, plain, run, texts
@@ -27,6 +28,14 @@ from uds import certificates
 
 COMMAND = ("/usr/bin/python3", "server.py")
 DEMO = {"application.release": "rehearsal/demo", "application.command": list(COMMAND)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 def with_certificate(changes: Mapping[str, object] | None = None) -> dict[str, object]:
@@ -269,8 +278,9 @@ def test_a_release_goes_ahead_as_a_file_of_which_the_state_has_the_hash() -> Non
     assert upload["remotePath"] == f"/home/deploy/uds-release-{name}.tar"
     # A new machine has none of it.
     assert upload["triggers"] == ["ssh-ed25519 AAAAC3-app-1"]
-    # Not as a secret, nor inside the script: a release may be large.
+    # Not as a secret, nor inside the script: a release may be large. Pulumi reads it when the program has ended.
     assert Path(upload["source"]["path"]).name == f"{name}.tar"
+    assert Path(upload["source"]["path"]).exists()
     assert isinstance(apply["stdin"], Secret)
     assert len(plain(apply["stdin"])) < 40_000
     (component,) = [
@@ -289,6 +299,19 @@ def test_a_new_certificate_or_setting_changes_one_script_of_each_server() -> Non
         changed = {name for name in before if before[name].inputs.get("create") != after[name].inputs.get("create")}
         assert changed == {"app-1-application-apply", "app-2-application-apply"}
         assert before.keys() == after.keys()
+
+
+def test_a_packed_release_stays_for_a_day(cache: Path) -> None:
+    first = delivery(settings(with_certificate(DEMO)))
+    assert first
+    (folder,) = cache.glob("*/releases")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name, age in (("yesterdays.tar", 90_000), ("todays.tar", 80_000)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    assert delivery(settings(with_certificate(DEMO))) == first
+    assert {path.name for path in folder.iterdir()} == {"todays.tar", first.file.name}
+    assert first.file.read_bytes() == first.release.archive
 
 
 def test_without_a_release_nothing_is_copied() -> None:

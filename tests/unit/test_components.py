@@ -3,10 +3,12 @@
 import base64
 import gzip
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pulumi
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from components.cloud_init import bootstrap_host_key, public_line
 from components.clouds.linode import Linode
@@ -24,9 +26,11 @@ from tests.unit.program import (
     texts,
 )
 from tests.unit.support import configuration, secret_texts
+from uds.certificates import KeyType, general_names, private_pem, self_signed
 
 COUNTS = (1, 3)
 SCRIPTS = ("hardening-apply", "accounts-apply")
+OWN_SCRIPTS = {"app": "application-apply", "db": "mysql-apply"}
 
 
 @cache
@@ -41,8 +45,8 @@ def servers(count: int) -> list[str]:
 SERVERS = [(count, server) for count in COUNTS for server in servers(count)]
 COMMANDS = [
     *((count, f"{server}-{what}") for count, server in SERVERS for what in ("first-contact", *SCRIPTS)),
-    *((count, f"{server}-application-apply") for count, server in SERVERS if server != "db-1"),
-    *((count, f"db-1-{what}") for count in COUNTS for what in ("reachable", "mysql-apply")),
+    *((count, f"{server}-{OWN_SCRIPTS[server.split('-')[0]]}") for count, server in SERVERS),
+    *((count, "db-1-reachable") for count in COUNTS),
 ]
 
 
@@ -323,10 +327,14 @@ def test_more_servers_are_only_more() -> None:
         for key in before.inputs
         if before.inputs[key] != three.resources[name].inputs[key] and key not in before.ignored
     }
-    # The database lets them in: in the cloud, by the rules that its own script brings, and by its accounts.
+    # The database lets them in: in the cloud, and by the rules that its own script brings.
     assert changed == {
         ("db-1-firewall", "inbounds"),
-        *((f"db-1-{what}-apply", key) for what in ("hardening", "mysql") for key in ("stdin", "create")),
+        ("db-1-hardening-apply", "stdin"),
+        ("db-1-hardening-apply", "create"),
+        # Its users are let in from there too.
+        ("db-1-mysql-apply", "stdin"),
+        ("db-1-mysql-apply", "create"),
     }
 
 
@@ -360,6 +368,16 @@ def test_settings_that_cant_be_used_are_named_before_anything_is_made() -> None:
     assert said.startswith("The configuration of this stack can't be used:\n")
     assert "user-data-security:region 'mars-1': is not a region of linode" in said
     assert "user-data-security:app.count 99" in said
+
+
+def test_a_release_that_cant_be_delivered_is_named_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    key = KeyType.P256.new_key()
+    certificate = self_signed(key, general_names(["application.test"])).public_bytes(Encoding.PEM).decode()
+    own = {"release": str(tmp_path / "release"), "command": ["/bin/x"]}
+    tls = {"certificate": certificate, "privateKey": private_pem(key)}
+    assert "application.release" in refused(configuration({"application": own | tls}))
+    assert "application.release needs a certificate" in refused(configuration({"application": own}))
 
 
 def test_a_cloud_that_isnt_built_yet_is_named() -> None:
