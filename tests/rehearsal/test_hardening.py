@@ -130,8 +130,10 @@ def test_a_reboot_changes_nothing(up: Rehearsal, server: str, moment: Moment) ->
 
 
 def test_the_journal_outlives_a_reboot(up: Rehearsal, server: str, moment: Moment) -> None:
-    stored = console(up, server, "journalctl -q -t uds-test -D /var/log/journal/$(cat /etc/machine-id)")
-    assert moment.mark in stored
+    now = f"{moment.mark}-now"
+    console(up, server, f"logger -t uds-test {now}; journalctl --sync")
+    stored = console(up, server, "journalctl -q -o cat -t uds-test -D /var/log/journal/$(cat /etc/machine-id)").split()
+    assert {moment.mark, now} <= set(stored)
     # From the first boot on, before journald kept anything on the disk.
     assert "new user: name=deploy" in console(up, server, "journalctl -q -o cat -t useradd")
 
@@ -272,6 +274,10 @@ def test_network_settings_are_in_force_on_every_interface(up: Rehearsal, server:
         assert found, key
         differs |= {name: one for name, one in found.items() if one != value}
     assert differs == {}
+    off = re.compile(
+        r"net\.ipv[46]\.conf\.[^.]+\.(accept_redirects|secure_redirects|send_redirects|accept_source_route)"
+    )
+    assert {name: one for name, one in current.items() if off.fullmatch(name) and one != "0"} == {}
 
 
 def test_the_metadata_service_is_roots(up: Rehearsal, server: str) -> None:
