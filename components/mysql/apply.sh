@@ -47,7 +47,10 @@ keep_old_files() {
     local file
     mkdir previous
     for file in "$config" "$unit" "$TLS"/*.pem; do
-        [ ! -e "$file" ] || cp -a --parents "$file" previous
+        [ -e "$file" ] || continue
+        # Not by --parents, with which Debian 12's cp fails.
+        mkdir -p "previous${file%/*}"
+        cp -a "$file" "previous$file"
     done
 }
 
