@@ -114,24 +114,25 @@ unpack() {
     say "unpacked: release $release"
 }
 
+# Into before/, by their numbers in $MANAGED: 0 is the unit.
 save() {
-    local path
+    local i
     mkdir before
-    for path in "${MANAGED[@]}"; do
-        if [ -e "$path" ] || [ -L "$path" ]; then
-            cp -a --parents "$path" before
+    for i in "${!MANAGED[@]}"; do
+        if [ -e "${MANAGED[i]}" ] || [ -L "${MANAGED[i]}" ]; then
+            cp -a "${MANAGED[i]}" "before/$i"
         fi
     done
 }
 
 restore() {
-    local path
-    for path in "${MANAGED[@]}"; do
-        if [ -e "before$path" ] || [ -L "before$path" ]; then
-            cp -a "before$path" "$NEW/restored"
-            put "$NEW/restored" "$path"
+    local i
+    for i in "${!MANAGED[@]}"; do
+        if [ -e "before/$i" ] || [ -L "before/$i" ]; then
+            cp -a "before/$i" "$NEW/restored"
+            put "$NEW/restored" "${MANAGED[i]}"
         else
-            rm -f "$path"
+            rm -f "${MANAGED[i]}"
         fi
     done
 }
@@ -200,7 +201,7 @@ take_back() {
         journalctl -q -u application --since "@$since" -n 500 -o cat --no-pager | uniq | tail -n 20 | sed 's/^/    /'
     fi
     local old
-    if [ -e "before$UNIT" ]; then
+    if [ -e before/0 ]; then
         restore
         systemctl daemon-reload
         old=$(readlink "$BASE/current")

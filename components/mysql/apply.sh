@@ -13,6 +13,7 @@ else
 fi
 readonly engine other
 readonly config=/etc/mysql/$engine.conf.d/zz-hardening.cnf unit=/etc/systemd/system/$engine.service.d/hardening.conf
+readonly pem_files=("$TLS"/{ca,server-cert,server-key}.pem)
 changed_start='' changed_tls=''
 
 # Makes $3 a folder of $2 (user:group) with the mode $1.
@@ -46,27 +47,30 @@ lock_account() {
 keep_old_files() {
     local file
     mkdir previous
-    for file in "$config" "$unit" "$TLS"/*.pem; do
-        [ ! -e "$file" ] || cp -a --parents "$file" previous
+    for file in "$config" "$unit" "${pem_files[@]}"; do
+        [ -e "$file" ] || continue
+        # Not by --parents, with which Debian 12's cp fails.
+        mkdir -p "previous${file%/*}"
+        cp -a "$file" "previous$file"
     done
 }
 
 put_back() {
     local file
-    for file in "$config" "$unit" "$TLS"/{ca,server-cert,server-key}.pem; do
+    for file in "$config" "$unit" "${pem_files[@]}"; do
         if [ -e "previous$file" ]; then cp -a "previous$file" "$file"; else rm -f "$file"; fi
     done
     systemctl daemon-reload
 }
 
 install_tls() {
-    local name file
+    local file new
     folder 750 root:mysql "$TLS"
-    for name in ca server-cert server-key; do
-        file=$TLS/$name.pem
-        if [ "$(stat -c '%a %U:%G' "$file" 2>/dev/null)" != '640 root:mysql' ] || ! cmp -s "data/$name.pem" "$file"; then
-            cmp -s "data/$name.pem" "$file" || changed_tls=yes
-            install -m 0640 -o root -g mysql "data/$name.pem" "$file.new"
+    for file in "${pem_files[@]}"; do
+        new=data/${file##*/}
+        cmp -s "$new" "$file" || changed_tls=yes
+        if [ "$(stat -c '%a %U:%G' "$file" 2>/dev/null)" != '640 root:mysql' ] || ! cmp -s "$new" "$file"; then
+            install -m 0640 -o root -g mysql "$new" "$file.new"
             mv -f "$file.new" "$file"
             say "changed: $file"
         fi
@@ -93,7 +97,7 @@ run_id() { systemctl show -p InvocationID --value "$engine"; }
 
 digest() { cat "$@" | sha256sum | cut -d' ' -f1; }
 remember_start() { printf '%s %s\n' "$(digest "$config" "$unit")" "$(run_id)" > "$MEMORY/start"; }
-remember_tls() { digest "$TLS"/*.pem > "$MEMORY/tls"; }
+remember_tls() { digest "${pem_files[@]}" > "$MEMORY/tls"; }
 
 # A file that was wrong and is right again has done no harm, unless the server started meanwhile.
 started_with_it() {
@@ -102,7 +106,7 @@ started_with_it() {
     read -r known run < "$MEMORY/start"
     [ "$known" = "$(digest "$config" "$unit")" ] && { [ -z "$changed_start" ] || [ "$run" = "$(run_id)" ]; }
 }
-loaded_tls() { [ -z "$changed_tls" ] && [ "$(cat "$MEMORY/tls" 2>/dev/null)" = "$(digest "$TLS"/*.pem)" ]; }
+loaded_tls() { [ -z "$changed_tls" ] && [ "$(cat "$MEMORY/tls" 2>/dev/null)" = "$(digest "${pem_files[@]}")" ]; }
 
 # MySQL writes to a file, MariaDB to the journal.
 error_log() {
@@ -111,9 +115,9 @@ error_log() {
 }
 
 refused() {
-    say "$engine: refuses the new settings or certificate; the old ones are back."
-    grep -E 'ERROR|error' <<< "$1" | tail -n 5
     put_back
+    say "$engine: refuses the new settings or certificate; the old ones are back."
+    grep -i error <<< "$1" | tail -n 5 || true
 }
 
 restart() {
@@ -147,7 +151,7 @@ reload_tls() {
         exit 1
     fi
     remember_tls
-    say "$engine: serves the new certificate"
+    say "$engine: certificate loaded"
 }
 
 as_root() { "$engine" --no-defaults --protocol=socket --user=root -e "$1" 2>&1; }

@@ -433,22 +433,23 @@ def test_the_same_content_is_the_same_release_however_it_is_packed(demo: Rehears
     assert invocation(demo) == before
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "why"),
-    [
-        ("import pymysql\n", "import no_such_module\n", "No module named 'no_such_module'"),
-        (
-            'configuration["ports"], configuration["tls"]',
-            'configuration["ports"], configuration["nothing"]',
-            "KeyError",
-        ),
-        ("    main()\n", "    pass\n", "it ended by itself"),
-    ],
+# A text of the demo, what breaks it, and what is said then.
+BROKEN = (
+    ("import pymysql\n", "import no_such_module\n", "No module named 'no_such_module'"),
+    (
+        'configuration["ports"], configuration["tls"]',
+        'configuration["ports"], configuration["nothing"]',
+        "KeyError",
+    ),
+    ("    main()\n", "    pass\n", "it ended by itself"),
 )
+
+
+@pytest.mark.parametrize(("old", "new", "why"), BROKEN)
 def test_a_broken_release_is_taken_back_and_says_why(
     demo: Rehearsal, tmp_path: Path, old: str, new: str, why: str
 ) -> None:
-    good = current(demo)
+    good, before = current(demo), demo.configuration()["application"]["release"]
     folder = copy_of_demo(tmp_path / "broken", old, new)
     done = deliver(demo, str(folder), check=False)
     shown = done.stdout + done.stderr
@@ -456,11 +457,11 @@ def test_a_broken_release_is_taken_back_and_says_why(
     assert why in shown
     assert f"Release {good} runs as before." in shown
     assert demo.stack().section("database")["password"] not in shown
-    assert call(demo, "/health").text == "ok\n"
+    assert call(demo, "/health").status == 200
     assert current(demo) == good
     assert demo.ssh("app-1", "ls uds-release-*", check=False).stdout == ""
     # What is undone needs nothing more than the settings of before.
-    demo.configure("application", {"release": "rehearsal/demo"})
+    demo.configure("application", {"release": before})
     pulumi_up(demo)
     assert reapply(demo) == ""
 
@@ -630,3 +631,17 @@ def set_application(app: Rehearsal, values: dict[str, Any]) -> None:
     """The whole section, not only some of its keys."""
     app.pulumi("config", "rm", "user-data-security:application")
     app.configure("application", values)
+
+
+@pytest.mark.parametrize("image", ["debian12", "ubuntu24.04"])
+def test_other_systems_run_mend_and_take_back_the_same(fresh: Rehearsal, tmp_path: Path, image: str) -> None:
+    fresh.make("preview")
+    fresh.pulumi("config", "set", "image", image)
+    fresh.make("up")
+    assert call(fresh, "/health").status == 200
+    test_the_database_remembers_what_the_application_wrote(fresh)
+    test_systemd_has_little_left_to_advise(fresh)
+    assert reapply(fresh) == ""
+    test_what_was_broken_by_hand_is_mended_and_told(fresh, DAMAGE[0])
+    test_a_new_release_takes_over_in_a_moment(fresh, tmp_path)
+    test_a_broken_release_is_taken_back_and_says_why(fresh, tmp_path, *BROKEN[0])

@@ -673,7 +673,7 @@ DAMAGES = {
         "-out /etc/mysql/tls/server-cert.pem 2>/dev/null; systemctl restart ENGINE",
         said=(
             *(f"changed: /etc/mysql/tls/server-{name}.pem" for name in ("cert", "key")),
-            "ENGINE: serves the new certificate",
+            "ENGINE: certificate loaded",
         ),
         restarts=True,
     ),
