@@ -162,9 +162,11 @@ def ground(up: Rehearsal) -> Iterator[Ground]:
         outsider = stack.enter_context(realm.outsider())
         address = f"{settings.network.address(99)}/{settings.network.cidr.prefixlen}"
         neighbour = stack.enter_context(realm.neighbour(int(vpc), address))
-        stack.enter_context(scans_untracked([], SOURCE_PORTS, APP_SOURCE_PORTS))
+        # The host may have several realms under test.
+        table = f"inet {realm.network.prefix}scans"
+        stack.enter_context(scans_untracked(table, [], SOURCE_PORTS, APP_SOURCE_PORTS))
         app_namespace = ["ip", "netns", "exec", realm.network.namespace(app.machine.number)]
-        stack.enter_context(scans_untracked(app_namespace, APP_SOURCE_PORTS))
+        stack.enter_context(scans_untracked(table, app_namespace, APP_SOURCE_PORTS))
         routes = list(all_routes(realm, app=app, db=db, outsider=outsider, neighbour=neighbour, vpc=vpc))
         yield Ground(realm, app, db, outsider, neighbour, routes)
 
@@ -188,14 +190,13 @@ def listening(realm: Realm, server: Server, ports: tuple[int, ...]) -> Iterator[
 
 
 @contextlib.contextmanager
-def scans_untracked(into: list[str], *source_ports: range) -> Iterator[None]:
+def scans_untracked(table: str, into: list[str], *source_ports: range) -> Iterator[None]:
     """Keep the scanner's own kernel from remembering every port that was tried.
 
     A scan is 65,535 connections, and the table of connections is full after four; then the kernel drops what it can't
     remember, so every port would look filtered. Where bridged packets go through the host's own firewall (br_netfilter,
     as Docker sets it), that goes for bystanders' scans as well. The servers' own tables are left alone.
     """
-    table = "inet uds-port-scans"
     scans = f"{{ {', '.join(f'{ports[0]}-{ports[-1]}' for ports in source_ports)} }}"
     rules = (
         f"meta l4proto {{ tcp, udp }} th sport {scans} notrack; meta l4proto {{ tcp, udp }} th dport {scans} notrack;"
