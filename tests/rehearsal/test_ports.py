@@ -157,8 +157,8 @@ def ground(up: Rehearsal) -> Iterator[Ground]:
     db = Server(realm.machine("local-db-1"), db_server.firewall(settings), frozenset({22, *db_listeners}))
     [vpc] = [nic.network for nic in app.machine.nics if nic.network != PUBLIC]
     with ExitStack() as stack:
-        for server, ports in ((app, APP_LISTENERS), (db, db_listeners)):
-            stack.enter_context(listening(realm, server, ports))
+        for server, ports, program in ((app, APP_LISTENERS, "application"), (db, db_listeners, "mysql")):
+            stack.enter_context(listening(realm, server, ports, program))
         outsider = stack.enter_context(realm.outsider())
         address = f"{settings.network.address(99)}/{settings.network.cidr.prefixlen}"
         neighbour = stack.enter_context(realm.neighbour(int(vpc), address))
@@ -172,8 +172,9 @@ def ground(up: Rehearsal) -> Iterator[Ground]:
 
 
 @contextlib.contextmanager
-def listening(realm: Realm, server: Server, ports: tuple[int, ...]) -> Iterator[None]:
-    """Listeners on the server, over IPv4 and IPv6."""
+def listening(realm: Realm, server: Server, ports: tuple[int, ...], program: str) -> Iterator[None]:
+    """Listeners on the server, over IPv4 and IPv6, in place of the program that it is for."""
+    realm.power.exec(server.machine.number, ["systemctl", "stop", program])
     unit = ["systemd-run", "--quiet", "--unit=listeners", "--property=Type=exec"]
     command = [*unit, "python3", "-c", LISTENER, str(UDP_LISTENER), *map(str, ports)]
     started = realm.power.exec(server.machine.number, command)
@@ -187,6 +188,7 @@ def listening(realm: Realm, server: Server, ports: tuple[int, ...]) -> Iterator[
         yield
     finally:
         realm.power.exec(server.machine.number, ["systemctl", "stop", "listeners"])
+        realm.power.exec(server.machine.number, ["systemctl", "start", program])
 
 
 @contextlib.contextmanager
