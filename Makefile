@@ -34,7 +34,8 @@ bench: ## Measure what the README promises
 
 test: lint ## Lint, then every test: unit, policies, rehearsal
 	@$(RUN) python -m rehearsal prepare
-	@$(RUN) pytest $(ARGS)
+	@# A file at a time on each of two workers: the tests wait for machines more than they work, and files share nothing.
+	@$(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
 lint: ## Check style, types, shell scripts and Go code
 	@$(RUN) ruff check
