@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 from passlib.hash import sha512_crypt
+from pydantic import ValidationError
 
 from components.settings import DATABASE_NUMBER, NetworkSettings
 from uds import certificates
@@ -73,6 +74,12 @@ def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
         yield "the migration user's database password"
     if "certificate" in database and "privateKey" in database:
         return
+    try:
+        address = NetworkSettings.model_validate(stack.section("network")).address(DATABASE_NUMBER)
+    except ValidationError:
+        # What is wrong with it, the program tells together with all other mistakes.
+        yield "no certificate for the database yet, since network.cidr can't be used"
+        return
     ca_key_file = stack.keys / "database-ca.key"
     if "caCertificate" in database and not ca_key_file.exists():
         raise OperatorError(
@@ -86,7 +93,6 @@ def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
         _save(ca_key_file, ca.encrypted_key(passphrase()))
         stack.set("database.caCertificate", ca.certificate_pem, secret=False)
         yield f"certificate authority of the database; its key stays in {ca_key_file}"
-    address = NetworkSettings.model_validate(stack.section("network")).address(DATABASE_NUMBER)
     certificate, key = ca.issue_server("db-1", address)
     stack.set("database.privateKey", key, secret=True)
     stack.set("database.certificate", certificate, secret=False)

@@ -130,14 +130,14 @@ def test_everything_comes_back_when_the_host_was_rebooted(fresh: Rehearsal) -> N
 
 def test_a_first_boot_that_fails_is_told_and_mended_in_place(fresh: Rehearsal) -> None:
     Workspace("local").prepare()
-    fresh.configure("app", {"packages": [NO_SUCH_PACKAGE]})
+    fresh.configure("database", {"packages": [NO_SUCH_PACKAGE]})
     failed = fresh.make("up", check=False)
     assert failed.returncode != 0
     assert f"E: Unable to locate package {NO_SUCH_PACKAGE}" in failed.stdout
     realm = fresh.realm()
     machines = boots(realm)
     assert set(machines) == {"local-app-1", "local-db-1"}
-    fresh.configure("app", {"packages": []})
+    fresh.configure("database", {"packages": []})
     fresh.make("up")
     assert boots(realm) == machines
     fresh.make("up", "--expect-no-changes")

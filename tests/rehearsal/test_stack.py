@@ -59,8 +59,9 @@ def test_application_servers_come_and_go_beside_the_others(up: Rehearsal) -> Non
         up.make("up")
         up.forget_host_keys()
         after = resources(up)
-        # Of what was there, only the database server's firewalls have to know.
-        assert changed(before, after) & before.keys() == {"db-1-firewall", "db-1-hardening-apply"}
+        # Of what was there, only the database server has to know: its firewalls, and its accounts.
+        changes = {"db-1-firewall", "db-1-hardening-apply", "db-1-mysql-apply"}
+        assert changed(before, after) & before.keys() == changes
         assert {name: boots(realm)[name] for name in booted} == booted
         facts = up.outputs()["servers"]["app-2"]
         assert (facts["role"], facts["privateIp"]) == ("app", str(address))
@@ -153,7 +154,11 @@ MISTAKES: dict[str, tuple[str, dict[str, object], str]] = {
         "user-data-security:network.cidr '8.8.8.0/24': is not private",
     ),
     "a typing mistake": ("app", {"cuont": 2}, "user-data-security:app.cuont is not a setting; allowed here: count"),
-    "no package": ("app", {"packages": ["curl; reboot"]}, "user-data-security:app.packages[0] 'curl; reboot'"),
+    "no package": (
+        "database",
+        {"packages": ["curl; reboot"]},
+        "user-data-security:database.packages[0] 'curl; reboot'",
+    ),
 }
 
 
