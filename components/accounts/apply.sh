@@ -40,10 +40,14 @@ add_admin() {
 # The keys go first, so that nobody comes back in between; then the sessions; then the account. The home folder stays for
 # root: it may hold something that is needed.
 remove_admin() {
-    local name=$1 home
+    local name=$1 home manager
     rm -f "/etc/ssh/authorized_keys.d/$name" "/var/lib/google-authenticator/$name" "$WRITTEN/$name".*
     usermod -L -e 1 "$name"
     pkill -KILL -u "$name" || true
+    # The person's systemd was among them; it would stay as a failed unit, and the server as "degraded".
+    manager=user@$(id -u "$name").service
+    systemctl stop "$manager"
+    systemctl reset-failed "$manager" 2>/dev/null || true
     home=$(getent passwd "$name" | cut -d: -f6)
     userdel -f "$name"
     if [ -d "$home" ]; then

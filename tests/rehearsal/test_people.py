@@ -167,6 +167,7 @@ def test_who_is_removed_is_out_at_once_and_can_come_back(team: Team, session: Se
     )
     assert everywhere(up, traces) == {"700 root\nroot\n"}
     assert command(session.transport, "id -un") == (0, "carol\n")
+    assert everywhere(up, "systemctl --failed --no-legend") == {""}
 
     again = add(up, team.folder, "dave")
     assert again.secret != dave.secret
