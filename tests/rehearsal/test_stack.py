@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -15,15 +14,6 @@ from rehearsal.workspace import Workspace
 from tests.rehearsal.conftest import ROOT, Rehearsal
 from tests.rehearsal.support import Project, boots, changed, contents, resources
 
-LISTENER = """
-import socket
-server = socket.create_server(("", 3306))
-while True:
-    connection, _ = server.accept()
-    connection.sendall(b"hello")
-    connection.close()
-"""
-
 
 def test_a_second_run_changes_nothing(up: Rehearsal) -> None:
     before, booted = resources(up), boots(up.realm())
@@ -33,23 +23,11 @@ def test_a_second_run_changes_nothing(up: Rehearsal) -> None:
     assert boots(up.realm()) == booted
 
 
-@pytest.fixture
-def listening_database(up: Rehearsal) -> Iterator[None]:
-    """Somebody who answers on the database's port."""
-    realm = up.realm()
-    number = realm.machine("local-db-1").number
-    started = realm.power.exec(number, ["systemd-run", "--quiet", "--unit=listener", "python3", "-c", LISTENER])
-    assert started.returncode == 0, started.stderr
-    yield
-    realm.power.exec(number, ["systemctl", "stop", "listener"])
-
-
 def greeting(address: IPv4Address, port: int) -> str:
     """A command that prints what a server says first, and nothing if nobody is reached."""
-    return f"timeout 2 bash -c 'cat < /dev/tcp/{address}/{port}' 2>/dev/null"
+    return f"timeout 2 bash -c 'cat < /dev/tcp/{address}/{port}' 2>/dev/null | tr -cd '[:print:]'"
 
 
-@pytest.mark.usefixtures("listening_database")
 def test_application_servers_come_and_go_beside_the_others(up: Rehearsal) -> None:
     realm, settings = up.realm(), parse(up.stack().config())
     before, booted = resources(up), boots(realm)
@@ -66,7 +44,7 @@ def test_application_servers_come_and_go_beside_the_others(up: Rehearsal) -> Non
         facts = up.outputs()["servers"]["app-2"]
         assert (facts["role"], facts["privateIp"]) == ("app", str(address))
         assert "P NP" in up.sudo("app-2", "passwd -S root; passwd -S deploy; echo P NP").stdout
-        assert up.ssh("app-2", greeting(settings.database_address, 3306)).stdout == "hello"
+        assert "MariaDB" in up.ssh("app-2", greeting(settings.database_address, 3306)).stdout
         # It is an application server, and no way in to the private ones.
         assert up.ssh("app-2", greeting(settings.database_address, 22), check=False).stdout == ""
         assert up.ssh("app-1", greeting(settings.database_address, 22), check=False).stdout.startswith("SSH-2.0")
