@@ -9,7 +9,6 @@ from components.accounts import Accounts
 from components.application import HTTP_PORT, HTTPS_PORT, Application, Delivery
 from components.clouds import Cloud
 from components.firewall import ANYWHERE, Firewall, Redirect, Rule
-from components.remote import Login
 from components.server import Server, ServerArgs
 from components.settings import Settings
 
@@ -55,6 +54,7 @@ class AppServer(pulumi.ComponentResource):
     ) -> None:
         """Build the server `name`, which is one of `settings.app_addresses`, with the release of `delivery`."""
         super().__init__("uds:server:AppServer", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
         self.server = Server(
             name,
             ServerArgs(
@@ -67,14 +67,8 @@ class AppServer(pulumi.ComponentResource):
             ),
             settings,
             cloud,
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=child,
         )
-        Accounts(
-            f"{name}-accounts",
-            settings.admins,
-            self.server,
-            Login.of(settings),
-            opts=pulumi.ResourceOptions(parent=self),
-        )
-        Application(f"{name}-application", settings, self.server, delivery, opts=pulumi.ResourceOptions(parent=self))
+        Accounts(f"{name}-accounts", settings, self.server, opts=child)
+        Application(f"{name}-application", settings, self.server, delivery, opts=child)
         self.register_outputs({})

@@ -8,7 +8,6 @@ from components.accounts import Accounts
 from components.clouds import Cloud
 from components.firewall import Firewall, Rule
 from components.mysql import PACKAGES, MySql
-from components.remote import Login
 from components.server import Server, ServerArgs
 from components.settings import Settings
 
@@ -35,6 +34,7 @@ class DbServer(pulumi.ComponentResource):
     ) -> None:
         """Build the server `name`, reached through `bastion`."""
         super().__init__("uds:server:DbServer", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
         self.server = Server(
             name,
             ServerArgs(
@@ -48,20 +48,8 @@ class DbServer(pulumi.ComponentResource):
             ),
             settings,
             cloud,
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=child,
         )
-        Accounts(
-            f"{name}-accounts",
-            settings.admins,
-            self.server,
-            Login.of(settings),
-            opts=pulumi.ResourceOptions(parent=self),
-        )
-        MySql(
-            f"{name}-mysql",
-            settings,
-            self.server,
-            Login.of(settings),
-            opts=pulumi.ResourceOptions(parent=self),
-        )
+        Accounts(f"{name}-accounts", settings, self.server, opts=child)
+        MySql(f"{name}-mysql", settings, self.server, opts=child)
         self.register_outputs({})

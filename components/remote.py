@@ -5,7 +5,6 @@ arguments and environment of a process can be read by others.
 """
 
 import base64
-import gzip
 import hashlib
 import hmac
 import io
@@ -28,7 +27,7 @@ PRELUDE = Path(__file__).parent / "remote.sh"
 _COMMAND = (
     "exec sudo -k -S -p '' -- flock -w 900 /run/lock/uds timeout 900 bash -c '"
     'set -eu; umask 077; d=$(mktemp -d /run/uds.XXXXXXXX); trap "rm -rf $d" EXIT; '
-    'base64 -d | tar -xz -C "$d"; cd "$d"; bash ./apply </dev/null\''
+    'base64 -d | tar -x -C "$d"; cd "$d"; bash ./apply </dev/null\''
 )
 
 # A server that has just been made needs a while until it answers: 60 tries are about five minutes. Constant, because a
@@ -103,19 +102,21 @@ def wait_for_ssh(
 
 
 def bundle(script: str, files: Sequence[ServerFile], data: Mapping[str, str]) -> bytes:
-    """All that a script needs, as one compressed archive; the same contents give the same bytes."""
+    """All that a script needs, as one archive; the same contents give the same bytes.
+
+    Not compressed: what zlib writes depends on its version, and another operator's would change every digest.
+    """
     entries = [ServerFile("apply", 0o700, PRELUDE.read_text() + script)]
     entries += [ServerFile("files" + file.path, file.mode, file.content) for file in files]
     entries += [ServerFile(f"data/{name}", 0o600, content) for name, content in data.items()]
     buffer = io.BytesIO()
-    # tarfile would put the time into the archive's gzip header.
-    with tarfile.open(fileobj=buffer, mode="w:") as archive:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for entry in sorted(entries, key=lambda entry: entry.path):
             content = entry.content.encode()
             info = tarfile.TarInfo(entry.path)
             info.size, info.mode = len(content), entry.mode
             archive.addfile(info, io.BytesIO(content))
-    return gzip.compress(buffer.getvalue(), mtime=0)
+    return buffer.getvalue()
 
 
 class RemoteScript(pulumi.ComponentResource):

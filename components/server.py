@@ -1,6 +1,6 @@
 """A server of any role: firewall, machine, first boot, first contact."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -10,7 +10,7 @@ from pulumi_command import remote
 
 from components import cloud_init
 from components.clouds import Cloud, Machine
-from components.files import digest
+from components.files import ServerFile, digest
 from components.firewall import Firewall
 from components.remote import Login, RemoteScript, connection, wait_for_ssh
 from components.settings import Settings
@@ -53,7 +53,8 @@ class Server(pulumi.ComponentResource):
     host_key: pulumi.Output[str]
     """The public host key, as one line."""
     connection: remote.ConnectionArgs
-    """For scripts that must run after the server is hardened: let them depend on the server."""
+    """For what must run after the server is hardened: let it depend on `hardening`."""
+    hardening: RemoteScript
 
     def __init__(
         self, name: str, args: ServerArgs, settings: Settings, cloud: Cloud, opts: pulumi.ResourceOptions | None = None
@@ -62,7 +63,7 @@ class Server(pulumi.ComponentResource):
         super().__init__("uds:server:Server", name, None, opts)
         self.name = name
         deploy = settings.deploy
-        login = Login.of(settings)
+        login = self._login = Login.of(settings)
         boot = cloud_init.FirstBoot(
             hostname=name,
             image=settings.image,
@@ -131,3 +132,24 @@ class Server(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, deleted_with=machine),
         )
         self.register_outputs({})
+
+    def apply(
+        self,
+        name: str,
+        script: str,
+        *,
+        parent: pulumi.Resource,
+        files: Sequence[ServerFile] = (),
+        data: Mapping[str, str] | None = None,
+        after: Sequence[pulumi.Resource] = (),
+    ) -> RemoteScript:
+        """Apply a capability's `script` on the hardened server, and after what is in `after`. See `RemoteScript`."""
+        return RemoteScript(
+            name,
+            connection=self.connection,
+            login=self._login,
+            script=script,
+            files=files,
+            data=data,
+            opts=pulumi.ResourceOptions(parent=parent, depends_on=[self.hardening, *after]),
+        )

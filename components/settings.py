@@ -5,26 +5,18 @@ is reported before anything is created, all mistakes at once, each with its key,
 secret) and what is allowed.
 """
 
-import ipaddress
 import json
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from cryptography.hazmat.primitives.serialization import (
-    load_pem_private_key,
-    load_ssh_private_key,
-    load_ssh_public_key,
-)
-from cryptography.x509 import load_pem_x509_certificates
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -38,7 +30,20 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
-from components.catalogue import DEFAULT_SIZES, REGIONS, RESERVED_NAMES
+from components.catalogue import DEFAULT_SIZES, REGIONS
+from components.values import (
+    AdminName,
+    Certificates,
+    Package,
+    PasswordHash,
+    PublicKey,
+    Secret,
+    Source,
+    Whole,
+    belongs_together,
+    key_material,
+    parse_network,
+)
 
 PROJECT = "user-data-security"
 PROJECT_FOLDER = Path(__file__).parent.parent
@@ -49,19 +54,8 @@ DEPLOY_USER = "deploy"
 # The database server's number in the private network, below the application servers', so that these can grow in number.
 DATABASE_NUMBER = 5
 
-# A placeholder that somebody left in a secret would otherwise become the password of a real server.
-# Anchored, so that a random secret is not taken for one.
-_PLACEHOLDER = re.compile(
-    r"(change|replace|placeholder|your|example|insert|todo|fixme|xxxx|<|\.\.\.)|(secret|password)$", re.I
-)
-
 # Settings whose values no message may show.
 _SECRET_NAME = re.compile(r"password|privateKey", re.I)
-
-_KEY_FORMATS = (
-    "allowed is one line of an OpenSSH public key: ssh-ed25519, sk-ssh-ed25519@openssh.com, "
-    "or ssh-rsa of 3072 bits and more"
-)
 
 
 class CloudName(StrEnum):
@@ -87,139 +81,10 @@ class _Section(BaseModel):
     )
 
 
-def _not_a_placeholder(secret: SecretStr) -> SecretStr:
-    text = secret.get_secret_value()
-    if not text.strip():
-        raise ValueError("is empty; run `uds init` to make it")
-    if len(text) < 64 and _PLACEHOLDER.match(text):
-        raise ValueError("is still a placeholder; run `uds init` to make a real one")
-    return secret
-
-
-def _is_a_hash(secret: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"\$(6|y)\$[A-Za-z0-9./=$]{40,}", secret.get_secret_value()):
-        raise ValueError("is not a password hash ($6$ or $y$); `uds` makes it")
-    return secret
-
-
-Secret = Annotated[SecretStr, AfterValidator(_not_a_placeholder)]
-PasswordHash = Annotated[Secret, AfterValidator(_is_a_hash)]
-
-
-def public_key(text: str) -> str:
-    """Check an SSH public key and return it as `TYPE BASE64 [COMMENT]` on one line.
-
-    Allowed are ed25519 (also on a security key) and RSA of at least 3072 bits: what the servers' sshd accepts.
-
-    Raises:
-        ValueError: what is wrong and what is allowed. The text is never part of the message: it may be a private key.
-    """
-    line = text.strip()
-    if "PRIVATE KEY" in line:
-        raise ValueError(
-            f"is a PRIVATE key: keep it to yourself, and make a new pair if others could read it; {_KEY_FORMATS}"
-        )
-    if "\n" in line:
-        raise ValueError(f"has more than one line; {_KEY_FORMATS}")
-    try:
-        key = load_ssh_public_key(line.encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ValueError(f"is not a public key; {_KEY_FORMATS}") from error
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size < 3072:
-        raise ValueError(f"is an RSA key of {key.key_size} bits, which is too short; {_KEY_FORMATS}")
-    if not isinstance(key, (rsa.RSAPublicKey, ed25519.Ed25519PublicKey)):
-        raise ValueError(f"is of the type {line.split()[0]}, which the servers refuse; {_KEY_FORMATS}")
-    return line
-
-
-PublicKey = Annotated[str, AfterValidator(public_key)]
-
-
-def _network(value: object) -> IPv4Network | IPv6Network:
-    if isinstance(value, (IPv4Network, IPv6Network)):
-        return value
-    # Python's own messages repeat the value, which may be a private key in the wrong place.
-    try:
-        network = ipaddress.ip_network(str(value), strict=False)
-    except ValueError:
-        raise ValueError(
-            "is not a network; allowed is CIDR notation, such as 198.51.100.7/32 or 2001:db8::/64"
-        ) from None
-    if int(ipaddress.ip_interface(str(value)).ip) != int(network.network_address):
-        raise ValueError(
-            f"has bits set behind its prefix; allowed is {network}, or one address with /{network.max_prefixlen}"
-        )
-    return network
-
-
-def _source(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
-    # What a firewall would refuse, or understand in another way.
-    if "%" in str(network):
-        raise ValueError("names an interface; allowed is the address without % and what follows")
-    if network.is_multicast:
-        raise ValueError("is multicast; allowed are addresses that a connection can come from")
-    if isinstance(network, IPv6Network) and network.subnet_of(IPv6Network("::ffff:0:0/96")):
-        raise ValueError("is IPv4 written as IPv6; allowed is its IPv4 form")
-    return network
-
-
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
-Source = Annotated[Network, AfterValidator(_source)]
-Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$", description="a package name")]
-
-
-def admin_name(name: str) -> str:
-    """Check the name of a person's account.
-
-    Raises:
-        ValueError: the name is not one that `useradd` takes on every image, or belongs to the system.
-    """
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
-        raise ValueError(f"{name!r} is not an account name; allowed are up to 31 of a-z, 0-9, - and _, a letter first")
-    if name in RESERVED_NAMES or name.startswith(("systemd-", "_", "uds-")):
-        raise ValueError(f"{name!r} is reserved for the system; allowed is any other name")
-    return name
-
-
-AdminName = Annotated[str, AfterValidator(admin_name)]
-
-
-def certificates(text: str) -> str:
-    """Check one or more certificates in PEM and return them, one after the other.
-
-    Raises:
-        ValueError: it is something else. The text is never part of the message: it may be a private key.
-    """
-    if "PRIVATE KEY" in text:
-        raise ValueError("has a private key in it; allowed are certificates only (PEM)")
-    try:
-        load_pem_x509_certificates(text.encode())
-    except ValueError:
-        raise ValueError("is not a certificate; allowed is PEM, the server's own first") from None
-    return text.strip() + "\n"
-
-
-Certificates = Annotated[str, AfterValidator(certificates)]
-
-
-def belongs_together(name: str, chain: str, private_key: SecretStr) -> None:
-    """Check that a private key is the one of a chain's first certificate.
-
-    Raises:
-        ValueError: it isn't, or it is no private key. The key is never part of the message.
-    """
-    try:
-        key = load_pem_private_key(private_key.get_secret_value().encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ValueError("privateKey is not a PEM private key without a passphrase") from None
-    if load_pem_x509_certificates(chain.encode())[0].public_key() != key.public_key():
-        raise ValueError(f"{name} does not belong to privateKey")
-
-
 class NetworkSettings(_Section):
     """The private network of the stack."""
 
-    cidr: Annotated[IPv4Network, BeforeValidator(_network)] = IPv4Network("10.20.0.0/24")
+    cidr: Annotated[IPv4Network, BeforeValidator(parse_network)] = IPv4Network("10.20.0.0/24")
 
     @field_validator("cidr")
     @classmethod
@@ -262,7 +127,7 @@ class SshSettings(_Section):
 class AppSettings(_Section):
     """The application servers."""
 
-    count: Annotated[int, Field(ge=1, le=50)] = 1
+    count: Annotated[Whole, Field(ge=1, le=50)] = 1
     size: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] | None = None
     packages: tuple[Package, ...] = ()
 
@@ -275,7 +140,7 @@ class DatabaseSettings(_Section):
     """
 
     size: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] | None = None
-    port: Annotated[int, Field(ge=1024, le=65535)] = 3306
+    port: Annotated[Whole, Field(ge=1024, le=65535)] = 3306
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")] = "production"
     user: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")] = "application"
     packages: tuple[Package, ...] = ()
@@ -420,10 +285,10 @@ class Settings(_Section):
     @classmethod
     def _own_keys(cls, admins: dict[str, AdminSettings], info: ValidationInfo) -> dict[str, AdminSettings]:
         deploy = info.data.get("deploy")
-        owners = {_key_material(deploy.public_key): f"the account {DEPLOY_USER}"} if deploy else {}
+        owners = {key_material(deploy.public_key): f"the account {DEPLOY_USER}"} if deploy else {}
         for name, admin in admins.items():
             for key in admin.public_keys:
-                owner = owners.setdefault(_key_material(key), name)
+                owner = owners.setdefault(key_material(key), name)
                 if owner != name:
                     raise ValueError(
                         f"{name}.publicKeys: a key belongs to {owner} already; everyone has a key of their own"
@@ -449,10 +314,6 @@ class Settings(_Section):
     def database_size(self) -> str:
         """The database server's size, as the cloud names it."""
         return self.database.size or DEFAULT_SIZES[self.cloud]
-
-
-def _key_material(key: str) -> str:
-    return " ".join(key.split()[:2])
 
 
 def parse(config: Mapping[str, str]) -> Settings:

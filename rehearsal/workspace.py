@@ -71,7 +71,9 @@ class Workspace:
         }
         return kept | {
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
-            "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}",
+            # The file backend would keep a side file (.attrs) beside each, not written atomically: a kill just then
+            # leaves a stack that Pulumi can't read ("failed to load checkpoint: EOF").
+            "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}?metadata=skip",
             "PULUMI_CONFIG_PASSPHRASE_FILE": str(self.passphrase_file),
             "PULUMI_SKIP_UPDATE_CHECK": "1",
             "UDS_REHEARSAL": str(self.folder),

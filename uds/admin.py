@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from passlib.hash import sha512_crypt
 from zxcvbn import zxcvbn
 
-from components.settings import admin_name, public_key
+from components.values import admin_name, public_key
 from uds.stack import OperatorError, Stack
 
 SCRATCH_CODES = 5

@@ -6,9 +6,8 @@ from pathlib import Path
 import pulumi
 
 from components.files import ServerFile
-from components.remote import Login, RemoteScript
 from components.server import Server
-from components.settings import AdminSettings
+from components.settings import AdminSettings, Settings
 
 _APPLY = Path(__file__).parent / "apply.sh"
 
@@ -36,24 +35,11 @@ class Accounts(pulumi.ComponentResource):
     """The admins' accounts on a server: added, changed and removed in place."""
 
     def __init__(
-        self,
-        name: str,
-        admins: Mapping[str, AdminSettings],
-        server: Server,
-        login: Login,
-        opts: pulumi.ResourceOptions | None = None,
+        self, name: str, settings: Settings, server: Server, opts: pulumi.ResourceOptions | None = None
     ) -> None:
-        """Make `admins` exactly the people who may log in to `server`."""
+        """Make the stack's admins exactly the people who may log in to `server`."""
         super().__init__("uds:accounts:Accounts", name, None, opts)
-        files, data = admin_files(admins)
-        RemoteScript(
-            name,
-            connection=server.connection,
-            login=login,
-            script=_APPLY.read_text(),
-            files=files,
-            data=data,
-            # The group, PAM and the password rules come with the hardening.
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[server.hardening]),
-        )
+        files, data = admin_files(settings.admins)
+        # The group, PAM and the password rules come with the hardening.
+        server.apply(name, _APPLY.read_text(), files=files, data=data, parent=self)
         self.register_outputs({})

@@ -13,7 +13,6 @@ from pulumi_command import remote
 from components.application.release import Release, pack
 from components.files import ServerFile, read_tree
 from components.firewall import METADATA_V4, METADATA_V6
-from components.remote import Login, RemoteScript
 from components.server import Server
 from components.settings import DEPLOY_USER, PROJECT, PROJECT_FOLDER, Settings
 
@@ -148,7 +147,7 @@ class Application(pulumi.ComponentResource):
     ) -> None:
         """Make `server` ready for the application, and deliver it."""
         super().__init__("uds:application:Application", name, None, opts)
-        depends_on: list[pulumi.Resource] = [server.hardening]
+        uploads: list[pulumi.Resource] = []
         if delivery:
             upload = remote.CopyToRemote(
                 f"{name}-release",
@@ -160,14 +159,13 @@ class Application(pulumi.ComponentResource):
                 triggers=[server.host_key],
                 opts=pulumi.ResourceOptions(parent=self, depends_on=[server.hardening]),
             )
-            depends_on.append(upload)
-        RemoteScript(
+            uploads.append(upload)
+        server.apply(
             name,
-            connection=server.connection,
-            login=Login.of(settings),
-            script=(_FOLDER / "apply.sh").read_text(),
+            (_FOLDER / "apply.sh").read_text(),
             files=unit(delivery.command) if delivery else [],
             data=script_data(settings, delivery.release if delivery else None),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+            after=uploads,
+            parent=self,
         )
         self.register_outputs({})

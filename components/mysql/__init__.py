@@ -11,7 +11,6 @@ import pulumi
 from pydantic import SecretStr
 
 from components.files import ServerFile, read_tree
-from components.remote import Login, RemoteScript
 from components.server import Server
 from components.settings import Settings
 
@@ -81,22 +80,15 @@ class MySql(pulumi.ComponentResource):
     """The database server's software, brought to the stack's settings in place. Data is never touched."""
 
     def __init__(
-        self,
-        name: str,
-        settings: Settings,
-        server: Server,
-        login: Login,
-        opts: pulumi.ResourceOptions | None = None,
+        self, name: str, settings: Settings, server: Server, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         """Set up the database on `server`, which has one of `PACKAGES`."""
         super().__init__("uds:mysql:MySql", name, None, opts)
-        RemoteScript(
+        server.apply(
             name,
-            connection=server.connection,
-            login=login,
-            script=(_FOLDER / "apply.sh").read_text(),
+            (_FOLDER / "apply.sh").read_text(),
             files=server_files(settings),
             data=script_data(settings),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[server.hardening]),
+            parent=self,
         )
         self.register_outputs({})

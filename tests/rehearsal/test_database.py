@@ -213,8 +213,8 @@ def altered(bundle: bytes, path: str, old: str, new: str) -> bytes:
     """A script's bundle with a text in one of its files replaced."""
     buffer = io.BytesIO()
     with (
-        tarfile.open(fileobj=io.BytesIO(bundle), mode="r:gz") as before,
-        tarfile.open(fileobj=buffer, mode="w:gz") as after,
+        tarfile.open(fileobj=io.BytesIO(bundle), mode="r") as before,
+        tarfile.open(fileobj=buffer, mode="w") as after,
     ):
         for member in before:
             stream = before.extractfile(member)

@@ -244,7 +244,7 @@ def apply(up: Rehearsal, changes: Mapping[str, tuple[str, str]]) -> subprocess.C
     archive = io.BytesIO()
     with (
         tarfile.open(fileobj=io.BytesIO(base64.b64decode(payload))) as given,
-        tarfile.open(fileobj=archive, mode="w:gz") as changed,
+        tarfile.open(fileobj=archive, mode="w") as changed,
     ):
         for member in given:
             content = given.extractfile(member)

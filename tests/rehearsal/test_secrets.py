@@ -83,10 +83,14 @@ def _parts(data: bytes) -> Iterator[bytes]:
     yield data
     if data.startswith(b"\x1f\x8b"):
         yield gzip.decompress(data)
-    # gzip in base64, also with its lines in JSON.
-    for packed in re.findall(rb"H4sI(?:[A-Za-z0-9+/=]|\s|\\+n)+", data):
-        with suppress(ValueError, zlib.error):
-            yield zlib.decompressobj(31).decompress(base64.b64decode(re.sub(rb"\\+n", b"", packed)))
+    # Archives in base64, also with their lines in JSON, and compressed or not.
+    for packed in re.findall(rb"(?:^|\\+n|[^A-Za-z0-9+/\\])((?:[A-Za-z0-9+/]{60,}(?:\n|\\+n)*)+[A-Za-z0-9+/=]*)", data):
+        text = re.sub(rb"\\+n|\n", b"", packed).rstrip(b"=")
+        content = base64.b64decode(text[: len(text) // 4 * 4])
+        yield content
+        if content.startswith(b"\x1f\x8b"):
+            with suppress(zlib.error):
+                yield zlib.decompressobj(31).decompress(content)
 
 
 @dataclass
@@ -200,9 +204,10 @@ def test_the_search_finds_a_secret_in_every_form() -> None:
             assert both.found_in(base64.encodebytes(padded)) == name
         assert both.found_in(quote(text, safe="")) == name
         assert both.found_in(json.dumps({"value": text})) == name
-        packed = gzip.compress(b"a: " + text.encode())
+        packed = gzip.compress(b"a: " + text.encode() + os.urandom(64))
         assert both.found_in(packed) == name
-        assert both.found_in(json.dumps({"stdin": f"\n{base64.encodebytes(packed).decode()}"})) == name
+        for archive in (packed, b"a" * 40 + text.encode() + bytes(64)):
+            assert both.found_in(json.dumps({"stdin": f"\n{base64.encodebytes(archive).decode()}"})) == name
     assert both.found_in("code 12345678.") == {"code"}
     assert both.found_in("size 9123456780 sha 0a12345678") == set()
     assert both.found_in(ed25519_pair()[0]) == set()

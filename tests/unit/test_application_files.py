@@ -1,5 +1,6 @@
 """What an application server gets for the application: configuration, unit, release."""
 
+import base64
 import gzip
 import http.server
 import io
@@ -282,7 +283,8 @@ def test_a_release_goes_ahead_as_a_file_of_which_the_state_has_the_hash() -> Non
     assert Path(upload["source"]["path"]).name == f"{name}.tar"
     assert Path(upload["source"]["path"]).exists()
     assert isinstance(apply["stdin"], Secret)
-    assert len(plain(apply["stdin"])) < 40_000
+    bundle = base64.b64decode(plain(apply["stdin"]).partition("\n")[2])
+    assert (Path("rehearsal/demo") / "server.py").read_bytes() not in bundle
     (component,) = [
         one for one in made.components if one.name == "app-1-application" and one.type == "uds:remote:Script"
     ]

@@ -46,6 +46,7 @@ BAD: dict[str, Case] = {
     "unknown key of an admin": ({"admins.alice.shell": "zsh"}, "admins.alice.shell", ["here: passwordHash"]),
     "text for a number": ({"app.count": "many"}, "app.count", ["'many'", "valid integer"]),
     "half a server": ({"app.count": 1.5}, "app.count", ["1.5", "valid integer"]),
+    "yes for a number": ({"app.count": True}, "app.count", ["True", "whole number"]),
     "text for an object": ({"network": "10.0.0.0/24"}, "network", ["'10.0.0.0/24'", "is not an object"]),
     "broken JSON": ({"network": '{"cidr": '}, "network", ["is not an object"]),
     "text for a list": ({"ssh.allowedSources": "198.51.100.7"}, "ssh.allowedSources", ["is not a list"]),

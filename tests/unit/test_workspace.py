@@ -173,7 +173,7 @@ def test_the_environment_has_nothing_of_productions(monkeypatch: pytest.MonkeyPa
     assert "production's" not in environment.values()
     assert environment["LANG"] == "C.UTF-8"
     assert environment["PATH"] == f"{workspace.folder}/bin:/usr/bin"
-    assert environment["PULUMI_BACKEND_URL"] == f"file://{workspace.folder}/state"
+    assert environment["PULUMI_BACKEND_URL"] == f"file://{workspace.folder}/state?metadata=skip"
     assert environment["PULUMI_CONFIG_PASSPHRASE_FILE"] == str(workspace.passphrase_file)
     assert environment["UDS_REHEARSAL"] == str(workspace.folder)
 
