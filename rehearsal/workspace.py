@@ -76,6 +76,8 @@ class Workspace:
             "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}?metadata=skip",
             "PULUMI_CONFIG_PASSPHRASE_FILE": str(self.passphrase_file),
             "PULUMI_SKIP_UPDATE_CHECK": "1",
+            # There are none, and looking for them takes longer than pydantic's own import.
+            "PYDANTIC_DISABLE_PLUGINS": "__all__",
             "UDS_REHEARSAL": str(self.folder),
         }
 

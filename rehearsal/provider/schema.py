@@ -34,12 +34,14 @@ def args_class(module: str, name: str) -> type:
             bare = types.ModuleType(package)
             bare.__path__ = list(spec.submodule_search_locations)
             sys.modules[package] = bare
+            # The modules of resources import it, and arguments need nothing of it.
+            sys.modules[f"{package}.outputs"] = types.ModuleType(f"{package}.outputs")
         try:
             found: type = getattr(importlib.import_module(module), name)
         finally:
             if loaded is None:
                 # A later `import` of the package is to get the real one.
-                del sys.modules[package]
+                del sys.modules[package], sys.modules[f"{package}.outputs"]
     return found
 
 
