@@ -13,6 +13,7 @@ import pytest
 
 from rehearsal.workspace import Workspace
 from tests.rehearsal.conftest import Rehearsal
+from tests.rehearsal.people import console, for_a_while
 from tests.rehearsal.support import Run, boots, resources, secret, until
 from tests.rehearsal.test_realm import host_state, of_realm
 
@@ -141,6 +142,32 @@ def test_a_first_boot_that_fails_is_told_and_mended_in_place(fresh: Rehearsal) -
     fresh.make("up")
     assert boots(realm) == machines
     fresh.make("up", "--expect-no-changes")
+
+
+# Locks that apt itself doesn't wait for.
+HOLD = """
+import fcntl, signal, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("lock", ["/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"])
+def test_packages_wait_for_apts_own_daily_run(up: Rehearsal, lock: str) -> None:
+    server, package = "app-1", "hello"
+    with for_a_while(
+        up,
+        server,
+        f"cp -p /etc/uds/packages /root/packages; echo {package} >> /etc/uds/packages\n"
+        f"systemd-run -q --collect --unit=daily --property=Type=exec python3 -c '{HOLD}' {lock}\n"
+        "systemd-run -q --collect --unit=waiting uds-harden",
+        f"systemctl stop daily waiting || true; mv /root/packages /etc/uds/packages; apt-get -qq -y purge {package}",
+    ):
+        until(lambda: console(up, server, f"grep -F 'Could not get lock {lock}' /var/lib/uds/apt.log", check=False))
+        console(up, server, "systemctl is-active waiting; systemctl stop daily")
+        until(lambda: "inactive" in console(up, server, "systemctl is-active waiting", check=False))
+        assert console(up, server, f"dpkg-query -W -f '${{db:Status-Status}}' {package}") == "installed"
 
 
 @pytest.fixture
