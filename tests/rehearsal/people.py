@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -277,6 +277,18 @@ def for_a_while(up: Rehearsal, server: str, do: str, undo: str) -> Iterator[None
         yield
     finally:
         console(up, server, undo)
+
+
+def another_host_key(up: Rehearsal, server: str) -> AbstractContextManager[None]:
+    """Somebody else answers in place of this server."""
+    # Restarted, not reloaded: that is done when the new key is in use. Connections that are open stay so.
+    return for_a_while(
+        up,
+        server,
+        "cd /etc/ssh; mkdir /root/own; mv ssh_host_ed25519_key* /root/own/\n"
+        "ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key; systemctl restart ssh",
+        "mv /root/own/* /etc/ssh/; rmdir /root/own; systemctl restart ssh",
+    )
 
 
 def console(up: Rehearsal, server: str, script: str, *, check: bool = True) -> str:

@@ -1,11 +1,7 @@
 """Whatever goes wrong in the middle, the next `make up` ends well, and `make down` leaves nothing."""
 
-import base64
-import io
 import json
 import signal
-import subprocess
-import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,8 +9,8 @@ import pytest
 
 from rehearsal.workspace import Workspace
 from tests.rehearsal.conftest import Rehearsal
-from tests.rehearsal.people import console, for_a_while
-from tests.rehearsal.support import Project, Run, boots, resources, secret, until
+from tests.rehearsal.people import another_host_key, console, for_a_while
+from tests.rehearsal.support import Project, Run, Script, boots, resources, until
 from tests.rehearsal.test_realm import host_state, of_realm
 
 NO_SUCH_PACKAGE = "no-such-package-xyz"
@@ -69,7 +65,7 @@ def test_runs_that_are_killed_are_continued(fresh: Rehearsal) -> None:
         run.wait_for(moment)
         run.end(signal.SIGKILL)
         # The plugins, which are not of the group, see by themselves that the engine is gone.
-        until(lambda: processes_of(fresh) == [], 15)
+        until(lambda: processes_of(fresh) == [])
     run = Run.of(fresh, "up")
     run.wait_for("db-1-hardening-apply creating")
     # A person's Ctrl-C: Pulumi ends what it does and writes everything down.
@@ -93,7 +89,7 @@ def test_a_stack_that_was_killed_halfway_is_removed_without_a_trace(fresh: Rehea
     fresh.make("down")
     assert not fresh.workspace.exists()
     # Whatever the plugin was doing when its engine died.
-    until(lambda: processes_of(fresh) == [], 15)
+    until(lambda: processes_of(fresh) == [])
     assert of_realm(realm.network.number) == {}
     assert not fresh.workspace.exists()
     fresh.make("down")
@@ -174,10 +170,7 @@ def test_packages_wait_for_apts_own_daily_run(up: Rehearsal, lock: str) -> None:
 def impostor(up: Rehearsal, request: pytest.FixtureRequest) -> Iterator[str]:
     """Somebody else answers in place of this server."""
     server: str = request.param
-    own = "/etc/ssh/ssh_host_ed25519_key"
-    swap = f"cp -a {own} /root/kept; rm {own}; ssh-keygen -q -t ed25519 -N '' -f {own}; systemctl restart ssh"
-    back = f"mv /root/kept {own}; ssh-keygen -y -f {own} > {own}.pub; systemctl restart ssh"
-    with for_a_while(up, server, swap, back):
+    with another_host_key(up, server):
         yield server
     # The other server may have been changed.
     up.make("up")
@@ -198,7 +191,9 @@ def test_nothing_is_said_to_a_server_with_another_host_key(up: Rehearsal, impost
     for words in told[impostor]:
         assert words in failed.stdout
     assert "Changed." not in console(up, impostor, "cat /etc/issue")
-    log = console(up, impostor, "journalctl -q -u ssh --output=cat").rpartition("Server listening")[2]
+    log = console(up, impostor, "journalctl --sync; journalctl -q -u ssh --output=cat").rpartition("Server listening")[
+        2
+    ]
     assert "Connection closed by" in log
     assert "Accepted" not in log
     assert up.ssh(impostor, "true", check=False).returncode == 255
@@ -223,7 +218,7 @@ BROKEN = {
 def test_a_broken_file_never_takes_the_place_of_a_good_one(up: Rehearsal, what: str) -> None:
     path, good, bad = BROKEN[what]
     before = live(up)
-    refused = apply(up, {path: (good, bad)})
+    refused = Script.of(up, "app-1", "hardening").altered(f"files{path}", good, bad).run(up, check=False)
     assert refused.returncode != 0
     assert refused.stderr + refused.stdout != ""
     assert live(up) == before
@@ -231,11 +226,12 @@ def test_a_broken_file_never_takes_the_place_of_a_good_one(up: Rehearsal, what: 
 
 def test_a_good_file_does(up: Rehearsal) -> None:
     """The way that the broken ones went is the way that works."""
+    script = Script.of(up, "app-1", "hardening")
+    # Whatever other tests have touched is looked at again now, and not below.
+    script.run(up)
     before = live(up)
-    done = apply(up, {"/etc/issue": ("private", "secret")})
-    assert (done.returncode, done.stdout) == (0, "changed: /etc/issue\n"), done.stderr
-    done = apply(up, {})
-    assert (done.returncode, done.stdout) == (0, "changed: /etc/issue\n"), done.stderr
+    for one in (script.altered("files/etc/issue", "private", "secret"), script):
+        assert one.run(up).stdout == "changed: /etc/issue\n"
     assert live(up) == before
 
 
@@ -261,25 +257,3 @@ def live(up: Rehearsal) -> str:
         "find /etc/iptables /etc/ssh /etc/sudoers.d /etc/issue -type f -exec sha256sum {} +\n"
         "iptables -S; ip6tables -S; iptables -t nat -S; sshd -T; systemctl is-active ssh\n",
     ).stdout
-
-
-def apply(up: Rehearsal, changes: Mapping[str, tuple[str, str]]) -> subprocess.CompletedProcess[str]:
-    """Apply app-1's files again as the stack's own command does, with some texts in them changed."""
-    command = resources(up)["app-1-hardening-apply"]["inputs"]
-    password, _, payload = str(secret(command["stdin"])).partition("\n")
-    archive = io.BytesIO()
-    with (
-        tarfile.open(fileobj=io.BytesIO(base64.b64decode(payload))) as given,
-        tarfile.open(fileobj=archive, mode="w") as changed,
-    ):
-        for member in given:
-            content = given.extractfile(member)
-            assert content is not None, f"{member.name} is no file"
-            text = content.read().decode()
-            old, new = changes.get(f"/{member.name.removeprefix('files/')}", ("", ""))
-            assert old in text
-            data = (text.replace(old, new) if old else text).encode()
-            member.size = len(data)
-            changed.addfile(member, io.BytesIO(data))
-    stdin = f"{password}\n{base64.encodebytes(archive.getvalue()).decode()}"
-    return up.ssh("app-1", str(secret(command["create"])), stdin=stdin, check=False)
