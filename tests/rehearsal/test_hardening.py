@@ -1,17 +1,15 @@
 """What a server is from its first minute on, and after a reboot (guide, 3.3 to 3.9)."""
 
 import re
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 
 from tests.rehearsal.conftest import Rehearsal
-from tests.rehearsal.people import console, for_a_while
+from tests.rehearsal.people import METADATA, connect_to, console, for_a_while, metadata_service
 from tests.rehearsal.support import until
 
 SERVERS = ("app-1", "db-1")
@@ -20,14 +18,6 @@ LISTENING = {
     "app-1": {("0.0.0.0:22", "sshd"), ("[::]:22", "sshd"), ("*:3000", "python3"), ("*:3003", "python3")},
     "db-1": {("0.0.0.0:22", "sshd"), ("[::]:22", "sshd"), ("10.20.0.5:3306", "mariadbd")},
 }
-
-LISTENER = """
-import socket, sys
-with socket.create_server((sys.argv[1], 80), family=int(sys.argv[2])) as server:
-    while True:
-        server.accept()[0].close()
-"""
-METADATA = ("169.254.169.254", "fd00:a9fe:a9fe::1")
 
 USER = "tester"
 OLD = "First-Lama9!moss"
@@ -291,25 +281,12 @@ def test_network_settings_are_in_force_on_every_interface(up: Rehearsal, server:
 
 
 def test_the_metadata_service_is_roots(up: Rehearsal, server: str) -> None:
-    """With something that answers there, on the server itself: its firewall doesn't know that it isn't the cloud."""
-    start = "; ".join(
-        f"ip address add {address} dev lo;"
-        f" systemd-run -q --collect --unit=metadata-{family:d} python3 -c '{LISTENER}' {address} {family:d}"
-        for address, family in zip(METADATA, (socket.AF_INET, socket.AF_INET6), strict=True)
-    )
-    stop = "systemctl stop 'metadata-*'; " + "; ".join(f"ip address del {address} dev lo" for address in METADATA)
-    with for_a_while(up, server, start, stop):
+    with metadata_service(up, server):
         for address in METADATA:
-            connect = f"timeout 20 bash -c 'exec 3<>/dev/tcp/{address}/80'"
-            until(partial(connects, up, server, connect))
             for account in ("deploy", "nobody", "_apt"):
                 # At once: a program that asks does not hang until it gives up.
-                told = console(up, server, f"! runuser -u {account} -- {connect}")
+                told = console(up, server, f"! runuser -u {account} -- {connect_to(address)}")
                 assert "Connection refused" in told, told
-
-
-def connects(up: Rehearsal, server: str, connect: str) -> bool:
-    return "connected" in console(up, server, f"{connect} && echo connected", check=False)
 
 
 def test_user_data_is_roots(up: Rehearsal, server: str) -> None:

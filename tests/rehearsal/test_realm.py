@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rehearsal.cloud_firewall import CloudFirewall, Rule
-from rehearsal.machines import Machine, MachineSpec
+from rehearsal.machines import REALM_LABEL, Machine, MachineSpec
 from rehearsal.network import PUBLIC, Nic
 from rehearsal.realm import VPCS, Realm
 from rehearsal.store import RealmError
@@ -36,11 +36,11 @@ PORTS = (80, 2222, 2500, 3000, 8080)
 
 
 def host_state() -> dict[str, list[str]]:
-    """What a realm could leave on this host."""
+    """What a realm could leave on this host; without what tests of another kind use, which may run at the same time."""
     commands = {
         "links": ["ip", "-br", "link"],
         "namespaces": ["ip", "netns", "list"],
-        "containers": ["podman", "ps", "--all", "--format", "{{.Names}}"],
+        "containers": ["podman", "ps", "--all", "--filter", f"label={REALM_LABEL}", "--format", "{{.Names}}"],
         "rules": ["iptables-save"],
         "rules6": ["ip6tables-save"],
     }
@@ -48,7 +48,8 @@ def host_state() -> dict[str, list[str]]:
     for name, argv in commands.items():
         printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
         # The tables themselves stay once they were used.
-        state[name] = [line for line in printed if not name.startswith("rules") or line.startswith("-A")]
+        kept = [line for line in printed if not name.startswith("rules") or line.startswith("-A")]
+        state[name] = [line for line in kept if not line.startswith("fwtest-")]
     return state
 
 
