@@ -421,7 +421,8 @@ NOBODYS = (
     "UPDATE mysql.user SET User = 'x'",
     "SELECT * FROM things INTO OUTFILE '/var/lib/mysql-files/things'",
     "LOAD DATA INFILE '/etc/passwd' INTO TABLE things",
-    f"GRANT SELECT ON {DATABASE}.* TO application@'%'",
+    # As the right itself is named; another spelling is another right, which nobody could pass on.
+    f"GRANT SELECT ON `app\\_data`.* TO application@'{APP}'",
     f"GRANT ALL PRIVILEGES ON *.* TO application@'{APP}'",
     "CREATE USER more@localhost IDENTIFIED BY 'More-1234-more'",
     "DROP USER root@localhost",
