@@ -30,9 +30,12 @@ _COMMAND = (
     'base64 -d | tar -x -C "$d"; cd "$d"; bash ./apply </dev/null\''
 )
 
-# A server that has just been made needs a while until it answers: 60 tries are about five minutes. Constant, because a
-# change would run the script again.
-_DIAL_ERROR_LIMIT = 60
+# How often a connection is tried, with pauses that grow to five seconds. A server that has just been made has five
+# minutes until it must answer; one that answered before has one, in which it can restart. The plugin tries again after
+# any failure, so more would only put off the end of a run that meets another host key. Constant, because a change would
+# run every script again.
+_FIRST_TRIES = 60
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,17 @@ class Login:
 
 
 def connection(
-    host: pulumi.Input[str], host_key: pulumi.Input[str], login: Login, bastion: remote.ConnectionArgs | None = None
+    host: pulumi.Input[str],
+    host_key: pulumi.Input[str],
+    login: Login,
+    bastion: remote.ConnectionArgs | None = None,
+    *,
+    first: bool = False,
 ) -> remote.ConnectionArgs:
-    """A pinned connection as the automation's account, through the bastion where the server is private."""
+    """A pinned connection as the automation's account, through the bastion where the server is private.
+
+    The first one is patient with a server that is still booting. The bastion is never that: it was made before.
+    """
     proxy = None
     if bastion is not None:
         proxy = remote.ProxyConnectionArgs(
@@ -59,14 +70,14 @@ def connection(
             host_key=bastion.host_key,
             user=DEPLOY_USER,
             private_key=pulumi.Output.secret(login.private_key),
-            dial_error_limit=_DIAL_ERROR_LIMIT,
+            dial_error_limit=_TRIES,
         )
     return remote.ConnectionArgs(
         host=host,
         host_key=host_key,
         user=DEPLOY_USER,
         private_key=pulumi.Output.secret(login.private_key),
-        dial_error_limit=_DIAL_ERROR_LIMIT,
+        dial_error_limit=_FIRST_TRIES if first else _TRIES,
         proxy=proxy,
     )
 

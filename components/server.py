@@ -104,7 +104,7 @@ class Server(pulumi.ComponentResource):
             host = self.public_address
         contact = remote.Command(
             f"{name}-first-contact",
-            connection=connection(host, cloud_init.public_line(bootstrap_key), login, bastion),
+            connection=connection(host, cloud_init.public_line(bootstrap_key), login, bastion, first=True),
             create="cat /etc/ssh/ssh_host_ed25519_key.pub",
             triggers=[machine.id],
             add_previous_output_in_env=False,

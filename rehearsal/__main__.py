@@ -82,6 +82,9 @@ def preview(stack: StackName, arguments: Arguments = None) -> None:
 def down(stack: StackName) -> None:
     """Remove the rehearsal: machines, networks, state and throw-away secrets."""
     workspace = Workspace(stack)
+    # Without its committed file there may still be a rehearsal; without both there never was one.
+    if not workspace.folder.exists():
+        _check(workspace)
     workspace.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     Realm.open(workspace.folder).destroy()
     workspace.remove()
@@ -103,21 +106,25 @@ def bench(stack: StackName) -> None:
 def _prepare(stack: str, *, with_machines: bool) -> Workspace:
     """Everything that a rehearsal needs before Pulumi runs. What is there already costs next to nothing."""
     workspace = Workspace(stack)
+    _check(workspace)
+    if with_machines:
+        host.prepare(_say)
+    workspace.prepare()
+    # Both take minutes the first time, on a core each.
+    with ThreadPoolExecutor() as pool:
+        tools = pool.submit(toolchain.ensure, workspace.bin, _say)
+        if with_machines:
+            pool.submit(image.ensure, _image(workspace), _say).result()
+        tools.result()
+    linode_plugin.install(workspace.bin)
+    return workspace
+
+
+def _check(workspace: Workspace) -> None:
     try:
         workspace.check()
-        if with_machines:
-            host.prepare(_say)
-        workspace.prepare()
-        # Both take minutes the first time, on a core each.
-        with ThreadPoolExecutor() as pool:
-            tools = pool.submit(toolchain.ensure, workspace.bin, _say)
-            if with_machines:
-                pool.submit(image.ensure, _image(workspace), _say).result()
-            tools.result()
-        linode_plugin.install(workspace.bin)
     except FileNotFoundError as error:
-        raise OperatorError(f"There is no stack {stack}: {error.filename} does not exist.") from None
-    return workspace
+        raise OperatorError(f"There is no stack {workspace.stack}: {error.filename} does not exist.") from None
 
 
 def _allow_this_host(workspace: Workspace, realm: Realm) -> None:

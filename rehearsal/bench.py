@@ -14,13 +14,17 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from components.settings import parse
+from rehearsal.visitor import Visitor
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
+from uds.stack import OperatorError, Stack
 
 RUNS = 7
+SWITCHES = 3
 
 
 def measure(stack: str, out: Console) -> None:
-    """Time the first `up`, and `up` with nothing to do against an empty program's with the same Pulumi and host."""
+    """Time the first `up`, one with nothing to do against an empty program's, and how long a release switch is felt."""
     with tempfile.TemporaryDirectory() as name:
         # Read by `Workspace`, here and in the driver: nothing of the user's own rehearsal is touched.
         os.environ["UDS_REHEARSALS"] = name
@@ -32,6 +36,7 @@ def measure(stack: str, out: Console) -> None:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
             first = _seconds(lambda: _run([*driver, "up", stack], PROJECT_FOLDER, environment))
             ours, empty = _nothing_to_do(Workspace(stack))
+            away = _release_switch(Stack.open(stack, rehearsal=True), Path(name))
         finally:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
     table = Table("what", "seconds")
@@ -39,6 +44,8 @@ def measure(stack: str, out: Console) -> None:
     table.add_row(f"pulumi up, nothing to do (median of {RUNS})", f"{ours:.2f}")
     table.add_row(f"pulumi up of an empty program, same configuration (median of {RUNS})", f"{empty:.2f}")
     table.add_row("ratio", f"{ours / empty:.2f}")
+    if away is not None:
+        table.add_row(f"release switch: nobody answers on 443 (longest of {SWITCHES})", f"{away:.2f}")
     out.print(table)
 
 
@@ -63,6 +70,30 @@ def _nothing_to_do(workspace: Workspace) -> tuple[float, float]:
         ours.append(_seconds(lambda: _run([*up, "--expect-no-changes"], folder, environment)))
         theirs.append(_seconds(lambda: _run([*up, "--expect-no-changes"], empty, elsewhere)))
     return statistics.median(ours), statistics.median(theirs)
+
+
+def _release_switch(stack: Stack, temporary: Path) -> float | None:
+    """Seconds in which a visitor is not answered while a new release takes over, if the stack delivers one."""
+    application = parse(stack.config()).application
+    if application.release is None or application.certificate is None:
+        return None
+    source, folder = PROJECT_FOLDER / application.release, temporary / "release"
+    if source.is_dir():
+        shutil.copytree(source, folder)
+    else:
+        shutil.unpack_archive(source, folder, "gztar")
+    Workspace(stack.name).set_section("application", {"release": str(folder)})
+    address = stack.outputs()["servers"]["app-1"]["publicIp"]
+    up = ["pulumi", "up", "--yes", "--skip-preview", "--stack", stack.name]
+    away = []
+    for number in range(SWITCHES):
+        (folder / "bench").write_text(str(number))
+        with Visitor(address, application.certificate, application.health_path) as visitor:
+            _run(up, stack.folder, stack.environment)
+        if not visitor.answers:
+            raise OperatorError(f"{stack.name}: nobody answers on https://{address}{application.health_path}")
+        away.append(visitor.away)
+    return max(away)
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -4,10 +4,11 @@ import base64
 import os
 import re
 import shlex
+import socket
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,21 @@ import pyotp
 
 from rehearsal.realm import Bystander
 from tests.rehearsal.conftest import PASSWORD, Rehearsal
+from tests.rehearsal.support import until
 from uds.ssh import write_config
+
+METADATA = ("169.254.169.254", "fd00:a9fe:a9fe::1")
+"""Where a cloud tells its servers about themselves."""
 
 Runner = Sequence[str]
 """What a client's command line starts with, such as `ip netns exec NAME`."""
+
+_LISTENER = """
+import socket, sys
+with socket.create_server((sys.argv[1], 80), family=int(sys.argv[2])) as server:
+    while True:
+        server.accept()[0].close()
+"""
 
 # OpenSSH asks this for what a person would type: the next line of a file, and nothing when there is none left.
 _ASKPASS = """#!/bin/sh
@@ -277,6 +289,38 @@ def for_a_while(up: Rehearsal, server: str, do: str, undo: str) -> Iterator[None
         yield
     finally:
         console(up, server, undo)
+
+
+def another_host_key(up: Rehearsal, server: str) -> AbstractContextManager[None]:
+    """Somebody else answers in place of this server."""
+    # Restarted, not reloaded: that is done when the new key is in use. Connections that are open stay so.
+    return for_a_while(
+        up,
+        server,
+        "cd /etc/ssh; mkdir /root/own; mv ssh_host_ed25519_key* /root/own/\n"
+        "ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key; systemctl restart ssh",
+        "mv /root/own/* /etc/ssh/; rmdir /root/own; systemctl restart ssh",
+    )
+
+
+def connect_to(address: str) -> str:
+    """A command that succeeds if port 80 answers there."""
+    return f"timeout 20 bash -c 'exec 3<>/dev/tcp/{address}/80'"
+
+
+@contextmanager
+def metadata_service(up: Rehearsal, server: str) -> Iterator[None]:
+    """The cloud's metadata service answers, on the server itself: its firewall doesn't know that it isn't the cloud."""
+    start = "; ".join(
+        f"ip address add {address} dev lo;"
+        f" systemd-run -q --collect --unit=metadata-{family:d} python3 -c '{_LISTENER}' {address} {family:d}"
+        for address, family in zip(METADATA, (socket.AF_INET, socket.AF_INET6), strict=True)
+    )
+    stop = "systemctl stop 'metadata-*'; " + "; ".join(f"ip address del {address} dev lo" for address in METADATA)
+    both = " && ".join(map(connect_to, METADATA))
+    with for_a_while(up, server, start, stop):
+        until(lambda: "answers" in console(up, server, f"{both} && echo answers", check=False))
+        yield
 
 
 def console(up: Rehearsal, server: str, script: str, *, check: bool = True) -> str:

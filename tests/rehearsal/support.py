@@ -1,15 +1,18 @@
 """What tests of whole runs have in common: the stack as its state has it, runs to interrupt, a copy of the project."""
 
+import base64
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,43 @@ def resources(rehearsal: Rehearsal) -> dict[str, dict[str, Any]]:
 def secret(value: Any) -> Any:  # noqa: ANN401 - JSON
     """A value of `resources`, whether it is kept as a secret or not."""
     return json.loads(value["plaintext"]) if isinstance(value, dict) and "plaintext" in value else value
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the stack applies on a server, as its state has it: run again as `uds apply` does, or altered before."""
+
+    server: str
+    command: str
+    stdin: str
+
+    @classmethod
+    def of(cls, rehearsal: Rehearsal, server: str, capability: str) -> "Script":
+        inputs = resources(rehearsal)[f"{server}-{capability}-apply"]["inputs"]
+        return cls(server, str(secret(inputs["create"])), str(secret(inputs["stdin"])))
+
+    def altered(self, path: str, old: str, new: str) -> "Script":
+        """With a text in one of its files replaced, such as `files/etc/issue` or `data/release`."""
+        password, _, payload = self.stdin.partition("\n")
+        buffer, done = io.BytesIO(), False
+        with (
+            tarfile.open(fileobj=io.BytesIO(base64.b64decode(payload))) as before,
+            tarfile.open(fileobj=buffer, mode="w") as after,
+        ):
+            for member in before:
+                file = before.extractfile(member)
+                assert file is not None, f"{member.name} is no file"
+                content = file.read()
+                if member.name == path:
+                    done = old.encode() in content
+                    content = content.replace(old.encode(), new.encode())
+                    member.size = len(content)
+                after.addfile(member, io.BytesIO(content))
+        assert done, f"{path} has no {old!r}"
+        return replace(self, stdin=f"{password}\n{base64.encodebytes(buffer.getvalue()).decode()}")
+
+    def run(self, rehearsal: Rehearsal, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return rehearsal.ssh(self.server, self.command, stdin=self.stdin, check=check)
 
 
 def changed(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> set[str]:

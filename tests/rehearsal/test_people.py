@@ -154,7 +154,7 @@ def test_who_is_removed_is_out_at_once_and_can_come_back(team: Team, session: Se
     up.make("up")
 
     for one in (outer, inner):
-        assert ends(one, 5)
+        assert ends(one, 30)
     through.close()
     assert "dave" not in up.uds("admin", "list", "local").stdout
     with pytest.raises(paramiko.AuthenticationException):

@@ -175,7 +175,7 @@ def ground(up: Rehearsal) -> Iterator[Ground]:
 def listening(realm: Realm, server: Server, ports: tuple[int, ...], program: str) -> Iterator[None]:
     """Listeners on the server, over IPv4 and IPv6, in place of the program that it is for."""
     realm.power.exec(server.machine.number, ["systemctl", "stop", program])
-    unit = ["systemd-run", "--quiet", "--unit=listeners", "--property=Type=exec"]
+    unit = ["systemd-run", "--quiet", "--collect", "--unit=listeners", "--property=Type=exec"]
     command = [*unit, "python3", "-c", LISTENER, str(UDP_LISTENER), *map(str, ports)]
     started = realm.power.exec(server.machine.number, command)
     assert started.returncode == 0, started.stderr

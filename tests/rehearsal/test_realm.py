@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from rehearsal.cloud_firewall import CloudFirewall, Rule
-from rehearsal.machines import Machine, MachineSpec
+from rehearsal.machines import REALM_LABEL, Machine, MachineSpec
 from rehearsal.network import PUBLIC, Nic
 from rehearsal.realm import VPCS, Realm
 from rehearsal.store import RealmError
+from tests.rehearsal.support import until
 
 ANYWHERE = ("0.0.0.0/0", "::/0")
 # 80 is open in the cloud and redirected by the guest; 3000, where it goes, is closed in the cloud.
@@ -35,11 +36,11 @@ PORTS = (80, 2222, 2500, 3000, 8080)
 
 
 def host_state() -> dict[str, list[str]]:
-    """What a realm could leave on this host."""
+    """What a realm could leave on this host; without what tests of another kind use, which may run at the same time."""
     commands = {
         "links": ["ip", "-br", "link"],
         "namespaces": ["ip", "netns", "list"],
-        "containers": ["podman", "ps", "--all", "--format", "{{.Names}}"],
+        "containers": ["podman", "ps", "--all", "--filter", f"label={REALM_LABEL}", "--format", "{{.Names}}"],
         "rules": ["iptables-save"],
         "rules6": ["ip6tables-save"],
     }
@@ -47,7 +48,8 @@ def host_state() -> dict[str, list[str]]:
     for name, argv in commands.items():
         printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
         # The tables themselves stay once they were used.
-        state[name] = [line for line in printed if not name.startswith("rules") or line.startswith("-A")]
+        kept = [line for line in printed if not name.startswith("rules") or line.startswith("-A")]
+        state[name] = [line for line in kept if not line.startswith("fwtest-")]
     return state
 
 
@@ -115,13 +117,6 @@ def inside(realm: Realm, number: int, *argv: str) -> str:
 
 def until_printed(realm: Realm, number: int, argv: Sequence[str], words: str) -> None:
     until(lambda: words in inside(realm, number, *argv))
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.2)
 
 
 def open_ports(run: Callable[..., subprocess.CompletedProcess[str]], address: str, ports: Sequence[int]) -> list[int]:
@@ -261,7 +256,7 @@ def test_a_reboot_keeps_the_disk_and_the_cloud_firewall_and_no_rule_of_the_guest
         realm.power.exec(machine.number, ["systemctl", "reboot"])
     else:
         realm.power.reboot(machine.number)
-    until(lambda: realm.power.exec(machine.number, ["test", "!", "-e", "/run/gone"]).returncode == 0, 30)
+    until(lambda: realm.power.exec(machine.number, ["test", "!", "-e", "/run/gone"]).returncode == 0)
     assert inside(realm, machine.number, "iptables", "-S", "INPUT").strip() == "-P INPUT ACCEPT"
     assert realm.power.exec(machine.number, ["test", "-e", "/root/kept"]).returncode == 0
     assert inside(realm, machine.number, "sysctl", "-n", "net.ipv4.conf.all.log_martians").strip() == "0"

@@ -1,11 +1,7 @@
 """Whatever goes wrong in the middle, the next `make up` ends well, and `make down` leaves nothing."""
 
-import base64
-import io
 import json
 import signal
-import subprocess
-import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +9,8 @@ import pytest
 
 from rehearsal.workspace import Workspace
 from tests.rehearsal.conftest import Rehearsal
-from tests.rehearsal.support import Run, boots, resources, secret, until
+from tests.rehearsal.people import another_host_key, console, for_a_while
+from tests.rehearsal.support import Project, Run, Script, boots, resources, until
 from tests.rehearsal.test_realm import host_state, of_realm
 
 NO_SUCH_PACKAGE = "no-such-package-xyz"
@@ -68,7 +65,7 @@ def test_runs_that_are_killed_are_continued(fresh: Rehearsal) -> None:
         run.wait_for(moment)
         run.end(signal.SIGKILL)
         # The plugins, which are not of the group, see by themselves that the engine is gone.
-        until(lambda: processes_of(fresh) == [], 15)
+        until(lambda: processes_of(fresh) == [])
     run = Run.of(fresh, "up")
     run.wait_for("db-1-hardening-apply creating")
     # A person's Ctrl-C: Pulumi ends what it does and writes everything down.
@@ -92,7 +89,7 @@ def test_a_stack_that_was_killed_halfway_is_removed_without_a_trace(fresh: Rehea
     fresh.make("down")
     assert not fresh.workspace.exists()
     # Whatever the plugin was doing when its engine died.
-    until(lambda: processes_of(fresh) == [], 15)
+    until(lambda: processes_of(fresh) == [])
     assert of_realm(realm.network.number) == {}
     assert not fresh.workspace.exists()
     fresh.make("down")
@@ -143,45 +140,69 @@ def test_a_first_boot_that_fails_is_told_and_mended_in_place(fresh: Rehearsal) -
     fresh.make("up", "--expect-no-changes")
 
 
-@pytest.fixture
-def another_host_key(up: Rehearsal) -> Iterator[None]:
-    """Somebody else answers in place of db-1."""
-    realm = up.realm()
-    number = realm.machine("local-db-1").number
-
-    def inside(script: str) -> None:
-        done = realm.power.exec(number, ["sh", "-ec", script])
-        assert done.returncode == 0, done.stderr
-
-    inside(
-        "cd /etc/ssh; mkdir /root/real; mv ssh_host_ed25519_key* /root/real/;"
-        "ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key; systemctl restart ssh"
-    )
-    yield
-    inside("mv /root/real/* /etc/ssh/; rmdir /root/real; systemctl restart ssh")
+# Locks that apt itself doesn't wait for.
+HOLD = """
+import fcntl, signal, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+signal.pause()
+"""
 
 
-def test_nothing_is_said_to_a_server_with_another_host_key(up: Rehearsal, another_host_key: None) -> None:
-    del another_host_key
-    realm = up.realm()
-    number = realm.machine("local-db-1").number
-    up.configure("database", {"packages": ["hello"]})
-    try:
-        failed = up.make("up", check=False)
-        assert failed.returncode != 0
-        assert "host key mismatch" in failed.stdout
-        assert "hello" not in realm.power.exec(number, ["cat", "/etc/uds/packages"]).stdout
-        log = realm.power.exec(number, ["journalctl", "-u", "ssh", "--since", "-1min", "--output=cat"]).stdout
-        assert "Server listening" in log
-        assert "Accepted" not in log.rpartition("Server listening")[2]
-        assert up.ssh("db-1", "true", check=False).returncode == 255
-    finally:
-        up.configure("database", {"packages": []})
+@pytest.mark.parametrize("lock", ["/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"])
+def test_packages_wait_for_apts_own_daily_run(up: Rehearsal, lock: str) -> None:
+    server, package = "app-1", "hello"
+    with for_a_while(
+        up,
+        server,
+        f"cp -p /etc/uds/packages /root/packages; echo {package} >> /etc/uds/packages\n"
+        f"systemd-run -q --collect --unit=daily --property=Type=exec python3 -c '{HOLD}' {lock}\n"
+        "systemd-run -q --collect --unit=waiting uds-harden",
+        f"systemctl stop daily waiting || true; mv /root/packages /etc/uds/packages; apt-get -qq -y purge {package}",
+    ):
+        until(lambda: console(up, server, f"grep -F 'Could not get lock {lock}' /var/lib/uds/apt.log", check=False))
+        console(up, server, "systemctl is-active waiting; systemctl stop daily")
+        until(lambda: "inactive" in console(up, server, "systemctl is-active waiting", check=False))
+        assert console(up, server, f"dpkg-query -W -f '${{db:Status-Status}}' {package}") == "installed"
+
+
+@pytest.fixture(params=["app-1", "db-1"])
+def impostor(up: Rehearsal, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Somebody else answers in place of this server."""
+    server: str = request.param
+    with another_host_key(up, server):
+        yield server
+    # The other server may have been changed.
+    up.make("up")
+
+
+def test_nothing_is_said_to_a_server_with_another_host_key(up: Rehearsal, impostor: str, tmp_path: Path) -> None:
+    project = Project.copied(tmp_path / "project")
+    with (project.folder / "cloud-init/files/etc/issue").open("a") as issue:
+        issue.write("Changed.\n")
+    failed = project.drive("up", "local", environment=up.environment)
+    assert failed.returncode != 0
+    # Pulumi's plugin tries again whatever the failure is, and must come to an end; behind a bastion it tries once.
+    mismatch = "failed attempts: ssh: handshake failed: ssh: host key mismatch"
+    told = {
+        "app-1": (f"error: after 20 {mismatch}", f"error: proxy: after 20 {mismatch}"),
+        "db-1": (f"error: proxy: after 1 {mismatch}",),
+    }
+    for words in told[impostor]:
+        assert words in failed.stdout
+    assert "Changed." not in console(up, impostor, "cat /etc/issue")
+    log = console(up, impostor, "journalctl --sync; journalctl -q -u ssh --output=cat").rpartition("Server listening")[
+        2
+    ]
+    assert "Connection closed by" in log
+    assert "Accepted" not in log
+    assert up.ssh(impostor, "true", check=False).returncode == 255
 
 
 def test_after_the_right_host_key_is_back_nothing_is_left_to_do(up: Rehearsal) -> None:
     up.make("up", "--expect-no-changes")
-    assert up.ssh("db-1", "hostname").stdout == "db-1\n"
+    for server in ("app-1", "db-1"):
+        assert up.ssh(server, "hostname").stdout == f"{server}\n"
 
 
 BROKEN = {
@@ -197,7 +218,7 @@ BROKEN = {
 def test_a_broken_file_never_takes_the_place_of_a_good_one(up: Rehearsal, what: str) -> None:
     path, good, bad = BROKEN[what]
     before = live(up)
-    refused = apply(up, {path: (good, bad)})
+    refused = Script.of(up, "app-1", "hardening").altered(f"files{path}", good, bad).run(up, check=False)
     assert refused.returncode != 0
     assert refused.stderr + refused.stdout != ""
     assert live(up) == before
@@ -205,11 +226,12 @@ def test_a_broken_file_never_takes_the_place_of_a_good_one(up: Rehearsal, what: 
 
 def test_a_good_file_does(up: Rehearsal) -> None:
     """The way that the broken ones went is the way that works."""
+    script = Script.of(up, "app-1", "hardening")
+    # Whatever other tests have touched is looked at again now, and not below.
+    script.run(up)
     before = live(up)
-    done = apply(up, {"/etc/issue": ("private", "secret")})
-    assert (done.returncode, done.stdout) == (0, "changed: /etc/issue\n"), done.stderr
-    done = apply(up, {})
-    assert (done.returncode, done.stdout) == (0, "changed: /etc/issue\n"), done.stderr
+    for one in (script.altered("files/etc/issue", "private", "secret"), script):
+        assert one.run(up).stdout == "changed: /etc/issue\n"
     assert live(up) == before
 
 
@@ -219,7 +241,7 @@ def test_rules_that_somebody_broke_on_the_server_are_not_loaded(up: Rehearsal) -
         "app-1",
         "cp -a /etc/iptables/rules.v4 /root/rules.v4\n"
         "sed -i 's/^-A INPUT -i lo .*/-A INPUT -j NOWHERE/' /etc/iptables/rules.v4\n"
-        "rm -f /run/uds-firewall; uds-harden; echo status $?\n"
+        "uds-harden; echo status $?\n"
         "mv /root/rules.v4 /etc/iptables/rules.v4; uds-harden; echo status $?\n",
     )
     statuses = [line for line in done.stdout.splitlines() if line.startswith("status")]
@@ -232,28 +254,6 @@ def live(up: Rehearsal) -> str:
     """The hardened files of app-1 and what is in force."""
     return up.sudo(
         "app-1",
-        "find /etc/iptables /etc/ssh /etc/sudoers.d /etc/issue -type f -exec sha256sum {} +\n"
+        "find /etc/iptables /etc/ssh /etc/sudoers.d /etc/issue -type f -exec sha256sum {} + | sort -k2\n"
         "iptables -S; ip6tables -S; iptables -t nat -S; sshd -T; systemctl is-active ssh\n",
     ).stdout
-
-
-def apply(up: Rehearsal, changes: Mapping[str, tuple[str, str]]) -> subprocess.CompletedProcess[str]:
-    """Apply app-1's files again as the stack's own command does, with some texts in them changed."""
-    command = resources(up)["app-1-hardening-apply"]["inputs"]
-    password, _, payload = str(secret(command["stdin"])).partition("\n")
-    archive = io.BytesIO()
-    with (
-        tarfile.open(fileobj=io.BytesIO(base64.b64decode(payload))) as given,
-        tarfile.open(fileobj=archive, mode="w") as changed,
-    ):
-        for member in given:
-            content = given.extractfile(member)
-            assert content is not None, f"{member.name} is no file"
-            text = content.read().decode()
-            old, new = changes.get(f"/{member.name.removeprefix('files/')}", ("", ""))
-            assert old in text
-            data = (text.replace(old, new) if old else text).encode()
-            member.size = len(data)
-            changed.addfile(member, io.BytesIO(data))
-    stdin = f"{password}\n{base64.encodebytes(archive.getvalue()).decode()}"
-    return up.ssh("app-1", str(secret(command["create"])), stdin=stdin, check=False)

@@ -162,10 +162,23 @@ def test_mistakes_are_told_before_anything_is_made(fresh: Rehearsal, mistakes: l
 def test_an_unknown_stack_is_named(fresh: Rehearsal, tmp_path: Path, verb: str) -> None:
     project = Project.copied(tmp_path / "project")
     done = project.drive(verb, "lnode", environment=fresh.environment)
+    assert done.returncode == 1
+    # Told over several lines, where it is long.
+    assert "There is no" in done.stderr
     assert "lnode" in done.stderr
     assert "Traceback" not in done.stderr
-    assert (done.returncode != 0) == (verb != "down")
     assert not (fresh.folder / "lnode").exists()
+
+
+def test_a_rehearsal_is_removed_twice_and_without_its_stack_file(fresh: Rehearsal, tmp_path: Path) -> None:
+    project = Project.copied(tmp_path / "project")
+    done = [project.drive("down", "linode", environment=fresh.environment) for _ in range(2)]
+    assert [(one.returncode, "The rehearsal of linode is gone." in one.stderr) for one in done] == [(0, True)] * 2
+    # Whoever renames a stack before its rehearsal is gone can still remove it.
+    (fresh.folder / "renamed").mkdir(parents=True)
+    assert project.drive("down", "renamed", environment=fresh.environment).returncode == 0
+    assert not (fresh.folder / "renamed").exists()
+    assert project.drive("down", "renamed", environment=fresh.environment).returncode == 1
 
 
 def test_a_preview_of_production_needs_no_machine_and_stays_in_its_folder(tmp_path: Path) -> None:

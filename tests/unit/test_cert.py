@@ -18,7 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from typer.testing import CliRunner
 
 from components.settings import parse
-from tests.unit.support import as_pulumi, configuration, put
+from tests.unit.memory import Memory
+from tests.unit.support import configuration, put
 from uds import __main__ as command
 from uds import cert
 from uds.certificates import KeyType, general_names, private_pem
@@ -29,45 +30,9 @@ NOW = datetime.now(UTC)
 NEW_KEYS = {KeyType.RSA3072: KeyType.RSA3072.new_key(), KeyType.P256: KeyType.P256.new_key()}
 
 
-@dataclass(frozen=True)
-class Memory(Stack):
-    """A stack whose Pulumi keeps its configuration in memory, and may break at the n-th change of it."""
-
-    values: dict[str, Any] = field(default_factory=configuration)
-    encrypted: set[str] = field(default_factory=set)
-    arguments: list[str] = field(default_factory=list)
-    breaks_at: list[int] = field(default_factory=list)
-
-    def pulumi(self, *arguments: str, stdin: str | None = None) -> str:
-        self.arguments.extend(arguments)
-        if arguments[1] in ("set", "rm") and self.breaks_at:
-            self.breaks_at[0] -= 1
-            if self.breaks_at[0] == 0:
-                self.breaks_at.clear()
-                raise OperatorError("the connection broke")
-        match arguments:
-            case ("config", "--json", "--show-secrets"):
-                return json.dumps({key: {"value": text} for key, text in as_pulumi(self.values).items()})
-            case ("config", "set", "--path", path, kind):
-                # As Pulumi does: the last line end goes.
-                put(self.values, path, (stdin or "").removesuffix("\n"))
-                if kind == "--secret":
-                    self.encrypted.add(path)
-            case ("config", "rm", "--path", path):
-                put(self.values, path, None)
-            case _:
-                raise AssertionError(f"unknown to this Pulumi: {arguments}")
-        return ""
-
-    @property
-    def application(self) -> dict[str, str]:
-        section: dict[str, str] = self.values.get("application", {})
-        return section
-
-
 @pytest.fixture
 def stack(tmp_path: Path) -> Memory:
-    return Memory("test", tmp_path, tmp_path / "keys", {})
+    return Memory("test", tmp_path, tmp_path / "keys", {}, configuration())
 
 
 @dataclass
@@ -373,7 +338,7 @@ def test_a_file_that_is_no_certificate_is_refused(
 
 
 def test_without_a_request_there_is_nothing_to_install(stack: Memory, tmp_path: Path) -> None:
-    text = request(Memory("other", tmp_path, tmp_path, {}))
+    text = request(Memory("other", tmp_path, tmp_path, {}, configuration()))
     with pytest.raises(OperatorError, match="belongs to no key of this stack: begin with `uds cert csr`"):
         cert.install(stack, files(tmp_path / "f", [LOW.answer(text)], CHAIN))
 

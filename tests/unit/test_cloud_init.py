@@ -232,6 +232,7 @@ def test_one_time_codes_are_required_of_everyone_who_is_asked() -> None:
     (line,) = [line for line in contents()["/etc/pam.d/sshd"].splitlines() if line.startswith("auth")]
     assert line.split()[:3] == ["auth", "required", "pam_google_authenticator.so"]
     assert "nullok" not in line
+    assert line.endswith(" noskewadj")
     assert "@include common-auth" not in contents()["/etc/pam.d/sshd"]
 
 

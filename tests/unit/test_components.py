@@ -223,6 +223,8 @@ def test_every_connection_is_pinned_and_goes_the_right_way(count: int, name: str
     first = public_line(bootstrap_host_key(deploy["bootstrapSeed"], server))
     assert connection["hostKey"] == (first if what == "first-contact" else host_key(server))
     assert (connection["user"], connection["privateKey"]) == ("deploy", deploy["privateKey"])
+    # About five minutes for a server that is still booting, and one for others: another host key is tried again, too.
+    assert connection["dialErrorLimit"] == (60 if what == "first-contact" else 20)
     if server == "db-1":
         assert connection["host"] == "10.20.0.5"
         assert through.items() <= connection["proxy"].items()

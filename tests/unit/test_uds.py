@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +19,14 @@ from passlib.hash import sha512_crypt
 from typer.testing import CliRunner
 
 from components.settings import PROJECT, parse
-from tests.unit.support import as_pulumi, configuration, ed25519_pair, put, text_at
+from tests.unit.memory import OUTPUTS, Memory
+from tests.unit.support import configuration, ed25519_pair, put, text_at
 from uds import __main__ as command
 from uds import admin, init, ssh
 from uds.stack import ROOT, OperatorError, Stack
 
 PASSPHRASE = "correct horse battery staple"
 PASSWORD = "Zebra-Quilt7+lantern"
-OUTPUTS = {
-    "servers": {
-        "app-1": {"role": "app", "publicIp": "203.0.113.11", "privateIp": "10.20.0.11", "hostKey": "ssh-ed25519 AAAA1"},
-        "app-2": {"role": "app", "publicIp": "203.0.113.12", "privateIp": "10.20.0.12", "hostKey": "ssh-ed25519 AAAA2"},
-        "db-1": {"role": "db", "publicIp": "203.0.113.21", "privateIp": "10.20.0.5", "hostKey": "ssh-ed25519 AAAA3"},
-    },
-    "sshUser": "deploy",
-}
-
-
-@dataclass(frozen=True)
-class Memory(Stack):
-    """A stack whose Pulumi keeps its configuration in memory."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    encrypted: set[str] = field(default_factory=set)
-    arguments: list[str] = field(default_factory=list)
-
-    def pulumi(self, *arguments: str, stdin: str | None = None) -> str:
-        self.arguments.extend(arguments)
-        match arguments:
-            case ("config", "--json", "--show-secrets"):
-                return json.dumps({key: {"value": text} for key, text in as_pulumi(self.values).items()})
-            case ("config", "set", "--path", path, kind):
-                # As Pulumi does: the last line end goes.
-                put(self.values, path, (stdin or "").removesuffix("\n"))
-                if kind == "--secret":
-                    self.encrypted.add(path)
-            case ("config", "rm", "--path", path):
-                put(self.values, path, None)
-            case ("stack", "output", "--json"):
-                return json.dumps(OUTPUTS)
-            case ("stack", "select", "--create"):
-                pass
-            case _:
-                raise AssertionError(f"unknown to this Pulumi: {arguments}")
-        return ""
 
 
 @pytest.fixture

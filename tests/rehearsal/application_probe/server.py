@@ -1,13 +1,16 @@
 """A release that tries what an application must not be able to do, and says on / how far it came."""
 
+import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import ssl
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,11 @@ OWN_STATE = Path("/var/lib/application")
 CONFIGURATION = json.loads((HOME / "config/config-production.json").read_text())
 # Set-user-ID root, put there by the test: `id` and a shell.
 SETUID = Path("/usr/local/lib/setuid-probe")
+# Put there by the test, where everybody may leave something.
+OF_OTHERS = [Path(place) / "of-others" for place in ("/tmp", "/var/tmp", "/dev/shm")]  # noqa: S108 - names of places
+# None of an application's business, whatever the permissions in there are.
+CLOSED = [Path(f"/{name}") for name in "home root run/user etc/ssh etc/iptables var/log var/backups boot".split()]
+PER_LINUX32 = 8
 NOT_FILES = ("/proc", "/sys", "/dev/pts", "/dev/fd")
 
 
@@ -102,6 +110,18 @@ def listens(port: int, address: str = "") -> bool:
     return True
 
 
+def changes_personality() -> None:
+    """Run as another system's programs do, with its weaker protections."""
+    if ctypes.CDLL(None).personality(PER_LINUX32) == -1:
+        raise PermissionError
+
+
+def new_file() -> str:
+    """The permissions that its files get."""
+    (OWN_STATE / "new").touch()
+    return f"{stat.S_IMODE((OWN_STATE / 'new').stat().st_mode):o}"
+
+
 def make_setuid() -> None:
     """A program of its own for somebody else's rights."""
     own = OWN_STATE / "setuid"
@@ -140,6 +160,13 @@ def probes() -> dict[str, Any]:
             )
             if opens(Path(path), os.O_RDONLY)
         ],
+        "sees": [str(path) for path in OF_OTHERS if path.exists()],
+        "looks into": [str(path) for path in CLOSED if attempt(partial(os.listdir, path))],
+        "others' shared memory": Path("/proc/sysvipc/shm").read_text().splitlines()[1:],
+        "users": Path("/proc/self/uid_map").read_text().split(),
+        "new file": new_file(),
+        "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "personality": attempt(changes_personality),
         "metadata": [
             address for address in ("169.254.169.254", "fd00:a9fe:a9fe::1", "fd00:ec2::254") if connects(address, 80)
         ],
