@@ -3,8 +3,9 @@
 import base64
 import io
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,9 @@ class Report:
         return [result for result in self.results if result.problems]
 
 
-def verify(stack: Stack, progress: Callable[[Result], None]) -> Report:
-    """Check every server of the stack, all at the same time; `progress` hears of each check.
+@contextmanager
+def connected(stack: Stack) -> Iterator[list[Server]]:
+    """Every server of the stack, with a connection to each.
 
     Raises:
         OperatorError: a server can't be reached.
@@ -59,26 +61,39 @@ def verify(stack: Stack, progress: Callable[[Result], None]) -> Report:
     settings, outputs = parse(stack.config()), stack.outputs()
     scripts = apply.scripts(stack)
     password = settings.deploy.sudo_password.get_secret_value()
+    names = sorted(outputs["servers"])
+    with ssh.opened(stack, outputs) as command, ThreadPoolExecutor(len(names)) as pool, ExitStack() as shells:
 
-    with ssh.opened(stack, outputs) as command:
-
-        def one(name: str) -> tuple[list[Result], tuple[Accepted, ...]]:
-            facts = outputs["servers"][name]
+        def one(name: str) -> Server:
+            shell = shells.enter_context(RootShell(name, command, password))
             files = {capability: _files(inputs) for capability, inputs in scripts.get(name, {}).items()}
-            with RootShell(name, command, password) as shell:
-                server = Server(name, facts["role"], Host(shell), settings, outputs, files, command)
-                results = []
-                for check in CHECKS:
-                    if server.role in check.roles:
-                        results.append(Result(name, check, _problems(check, server)))
-                        progress(results[-1])
-                return results, tuple(rule for version in (4, 6) for rule in accepted(server, version))
+            role = outputs["servers"][name]["role"]
+            return Server(name, role, Host(shell), settings, outputs, files, command)
 
-        names = sorted(outputs["servers"])
-        with ThreadPoolExecutor(len(names)) as pool:
-            found = dict(zip(names, pool.map(one, names), strict=True))
-    results = tuple(result for name in names for result in found[name][0])
-    return Report(stack.name, outputs["servers"], results, {name: found[name][1] for name in names})
+        yield list(pool.map(one, names))
+
+
+def verify(stack: Stack, progress: Callable[[Result], None]) -> Report:
+    """Check every server of the stack, all at the same time; `progress` hears of each check.
+
+    Raises:
+        OperatorError: a server can't be reached.
+        SettingsError: the stack's configuration can't be used.
+    """
+
+    def one(server: Server) -> tuple[list[Result], tuple[Accepted, ...]]:
+        results = []
+        for check in CHECKS:
+            if server.role in check.roles:
+                results.append(Result(server.name, check, _problems(check, server)))
+                progress(results[-1])
+        return results, tuple(rule for version in (4, 6) for rule in accepted(server, version))
+
+    with connected(stack) as servers, ThreadPoolExecutor(len(servers)) as pool:
+        found = {server.name: done for server, done in zip(servers, pool.map(one, servers), strict=True)}
+        facts = servers[0].outputs["servers"]
+    results = tuple(result for done, _ in found.values() for result in done)
+    return Report(stack.name, facts, results, {name: rules for name, (_, rules) in found.items()})
 
 
 def _problems(check: Check, server: Server) -> tuple[str, ...]:

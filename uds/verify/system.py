@@ -1,6 +1,7 @@
 """The operating system: what was put there, updates, time, and nothing that failed (guide, 3.2)."""
 
 import hashlib
+from fnmatch import fnmatchcase
 
 from uds.verify.check import HARDENING, Problems, check
 from uds.verify.server import Server
@@ -91,13 +92,17 @@ def journal_is_kept(server: Server) -> Problems:
 @check("3.2", "The kernel's network settings are in force", HARDENING)
 def kernel_settings(server: Server) -> Problems:
     """The values of the hardened file, as the kernel has them now. Only the network's are a container's own."""
-    path = "/etc/sysctl.d/60-hardening.conf"
     in_container = server.host.run("systemd-detect-virt --container").succeeded
-    texts = [file.content for file in server.files.get("hardening", ()) if file.path == path]
-    for line in "".join(texts).splitlines():
-        name, equals, value = (part.strip() for part in line.lstrip("-").partition("="))
-        if not equals or line.startswith(("#", ";")) or "*" in name or (in_container and not name.startswith("net.")):
-            continue
-        found = server.host.run("sysctl -n %s", name).stdout.split()
-        if found and found != value.split():
-            yield f"{name} is {' '.join(found)}, not {value}"
+    wanted = {}
+    for file in server.files.get("hardening", ()):
+        if file.path.startswith("/etc/sysctl.d/"):
+            for line in file.content.splitlines():
+                name, equals, value = (part.strip() for part in line.lstrip("-").partition("="))
+                if equals and not line.startswith(("#", ";")) and (name.startswith("net.") or not in_container):
+                    wanted["/proc/sys/" + name.replace(".", "/")] = value
+    # `*` stands for every interface; what this kernel doesn't have isn't there.
+    listed = server.read(f"for f in {' '.join(wanted)}; do [ ! -e $f ] || echo $f $(cat $f); done")
+    for path, _, found in (line.partition(" ") for line in listed.splitlines()):
+        value = next(value for pattern, value in wanted.items() if fnmatchcase(path, pattern))
+        if found != value:
+            yield f"{path.removeprefix('/proc/sys/').replace('/', '.')} is {found}, not {value}"
