@@ -16,7 +16,6 @@ from uds.verify import connected
 from uds.verify.check import CHECKS, Check
 from uds.verify.server import Server
 
-
 Harm = str | Callable[[Rehearsal], None]
 
 
@@ -41,18 +40,25 @@ def _network(server: str, command: str) -> Callable[[Rehearsal], None]:
     return run
 
 
-def _open_the_cloud(up: Rehearsal) -> None:
-    """Both layers have to be open for somebody outside to notice."""
-    number = up.realm().machine("local-app-1").number
-    up.realm().power.set_firewall(number, CloudFirewall())
-    up.sudo("app-1", "iptables -I TCP -p tcp --dport 8080 -j ACCEPT; " + _serve("python3 -m http.server 8080"))
+def _open(server: str, port: int) -> Callable[[Rehearsal], None]:
+    """Both layers have to be open, and something has to listen, for others to notice."""
+
+    def run(up: Rehearsal) -> None:
+        up.realm().power.set_firewall(up.realm().machine(f"local-{server}").number, CloudFirewall())
+        serve = _serve(f"python3 -m http.server {port}")
+        up.sudo(server, f"iptables -I TCP -p tcp --dport {port} -j ACCEPT; {serve}")
+
+    return run
 
 
-def _close_the_cloud(up: Rehearsal) -> None:
-    up.sudo("app-1", "systemctl stop damage; iptables -D TCP -p tcp --dport 8080 -j ACCEPT")
-    # As the stack's firewall is, which nobody changed.
-    inputs = resources(up)["app-1-firewall"]["inputs"]
-    up.realm().power.set_firewall(up.realm().machine("local-app-1").number, cloud_firewall(inputs))
+def _close(server: str, port: int) -> Callable[[Rehearsal], None]:
+    def run(up: Rehearsal) -> None:
+        up.sudo(server, f"systemctl stop damage; iptables -D TCP -p tcp --dport {port} -j ACCEPT")
+        # As the stack's firewall is, which nobody changed.
+        inputs = resources(up)[f"{server}-firewall"]["inputs"]
+        up.realm().power.set_firewall(up.realm().machine(f"local-{server}").number, cloud_firewall(inputs))
+
+    return run
 
 
 def _serve(command: str) -> str:
@@ -152,14 +158,11 @@ DAMAGES = {
         _network("app-1", "ip address add 10.20.0.11/24 dev eth1"),
         "10.20.0.11 is none of its addresses",
     ),
+    # Seen from app-1, which is the one that tries.
     "reaches-only-what-it-may": Damage(
-        # Seen from app-1, which is the one that tries.
-        "db-1",
-        "iptables -I TCP -p tcp --dport 3000 -j ACCEPT; " + _serve("python3 -m http.server 3000"),
-        "iptables -D TCP -p tcp --dport 3000 -j ACCEPT; systemctl stop damage",
-        "answers from here: db-1 3000 is there",
+        "db-1", _open("db-1", 3000), _close("db-1", 3000), "answers from here: db-1 3000 is there"
     ),
-    "only-these-ports-answer": Damage("app-1", _open_the_cloud, _close_the_cloud, "answers on port 8080"),
+    "only-these-ports-answer": Damage("app-1", _open("app-1", 8080), _close("app-1", 8080), "answers on port 8080"),
     "ssh-offers-only-keys": Damage(
         "db-1",
         _sshd("AuthenticationMethods publickey keyboard-interactive\nKbdInteractiveAuthentication yes")[0]
