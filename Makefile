@@ -11,7 +11,7 @@ RUN = uv=$$(rehearsal/bootstrap.sh) && "$$uv" run --frozen --no-sync
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up preview down outputs bench test lint
+.PHONY: help up preview down outputs verify bench test lint
 
 help: ## Show this list
 	@echo "make TARGET [STACK=local] [ARGS='arguments for pulumi']"
@@ -28,6 +28,9 @@ down: ## Remove the stack's machines, networks, state and throw-away secrets
 
 outputs: ## Print the stack's outputs as JSON
 	@$(RUN) python -m rehearsal outputs $(STACK)
+
+verify: ## Check the stack's machines against the guide
+	@$(RUN) uds verify $(STACK) --rehearsal $(ARGS)
 
 bench: ## Measure what the README promises
 	@$(RUN) python -m rehearsal bench $(STACK)

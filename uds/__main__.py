@@ -7,6 +7,7 @@ from typing import Annotated
 import segno
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress
 from rich.table import Table
 
 from uds import admin as admins
@@ -202,6 +203,42 @@ def apply(
 ) -> None:
     """Put right what somebody changed on a server by hand. Prints what it changes."""
     raise typer.Exit(reapply.run(Stack.open(stack, rehearsal=rehearsal), server, capability))
+
+
+@app.command()
+def verify(
+    stack: StackName,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print everything that was checked, as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the picture of who may reach whom.")] = None,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Check the live servers against the guide, from outside and inside. Reads only; exits 1 on any problem."""
+    # Only here: it brings testinfra, which nothing else needs.
+    from uds import verify as verification  # noqa: PLC0415
+    from uds.verify import report as show  # noqa: PLC0415
+
+    opened = Stack.open(stack, rehearsal=rehearsal)
+    with Progress(
+        "{task.description}", BarColumn(), "{task.completed}", console=Console(stderr=True), transient=True
+    ) as progress:
+        task = progress.add_task("checks", total=None)
+
+        def seen(result: verification.Result) -> None:
+            progress.update(task, advance=1, description=f"{result.server}: {result.check.title}")
+
+        report = verification.verify(opened, seen)
+    if html:
+        html.write_text(show.to_html(report))
+    if json:
+        sys.stdout.write(show.to_json(report) + "\n")
+    elif report.failures:
+        out.print(show.table(report))
+        out.print(f"{len(report.failures)} of {len(report.results)} checks found a problem.", style="red")
+    else:
+        out.print(f"All {len(report.results)} checks passed, on {', '.join(report.servers)}.", style="green")
+    if report.failures:
+        raise typer.Exit(1)
 
 
 def _apply_hint(stack: str, rehearsal: bool) -> str:

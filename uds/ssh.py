@@ -70,20 +70,31 @@ def agent(private_key: str, folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def opened(stack: Stack, outputs: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The beginning of an ssh command line, to which a server's name is added; as the automation's account.
+
+    Raises:
+        OperatorError: no ssh on this machine.
+    """
+    if not shutil.which("ssh"):
+        raise OperatorError("There is no ssh on this machine: install openssh-client.")
+    private_key = stack.section("deploy")["privateKey"]
+    with tempfile.TemporaryDirectory() as name, agent(private_key, Path(name)) as socket:
+        yield ["ssh", "-F", str(write_config(Path(name), outputs, f"IdentityAgent {socket}"))]
+
+
+@contextmanager
 def connected(stack: Stack, server: str) -> Iterator[list[str]]:
     """The beginning of an ssh command line that reaches `server`, as the automation's account.
 
     Raises:
         OperatorError: no such server, or no ssh on this machine.
     """
-    if not shutil.which("ssh"):
-        raise OperatorError("There is no ssh on this machine: install openssh-client.")
     outputs = stack.outputs()
     if server not in outputs["servers"]:
         raise OperatorError(f"There is no server {server}. Servers: {', '.join(sorted(outputs['servers']))}.")
-    private_key = stack.section("deploy")["privateKey"]
-    with tempfile.TemporaryDirectory() as name, agent(private_key, Path(name)) as socket:
-        yield ["ssh", "-F", str(write_config(Path(name), outputs, f"IdentityAgent {socket}")), server]
+    with opened(stack, outputs) as ssh:
+        yield [*ssh, server]
 
 
 def run(stack: Stack, server: str, command: Sequence[str], *, sudo: bool) -> int:
