@@ -190,9 +190,10 @@ DAMAGES = {
     "data-is-private": Damage("db-1", "chmod 755 /var/lib/mysql", "chmod 700 /var/lib/mysql", "with 755"),
     "database-accounts": Damage(
         "db-1",
-        _sql("CREATE USER 'mallory'@'%' IDENTIFIED BY 'Gr8-Wombat!Kite'"),
-        _sql("DROP USER 'mallory'@'%'"),
-        "mallory@% is there",
+        # From inside, and with a name that sounds right.
+        _sql("CREATE USER 'backup'@'localhost' IDENTIFIED BY 'Gr8-Wombat!Kite'"),
+        _sql("DROP USER 'backup'@'localhost'"),
+        "backup@localhost is there",
     ),
     "database-rights": Damage(
         "db-1",

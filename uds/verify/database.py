@@ -72,10 +72,8 @@ def database_accounts(server: Server) -> Problems:
     for user, host in rows:
         if user in _OWN and host in {"localhost", ""}:
             continue
-        # Backups come over the socket too.
-        if user == "backup" and host == "localhost":
-            continue
-        if (user, host) in {("PUBLIC", "")}:
+        # MariaDB's name for everybody's rights, which is no account.
+        if (user, host) == ("PUBLIC", ""):
             continue
         found.add(f"{user}@{host}")
     yield from difference("account", found, wanted)
