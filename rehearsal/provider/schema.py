@@ -1,10 +1,8 @@
 """Checks a resource's inputs against the SDK's own argument class: what exists, what is required, of which type."""
 
 import importlib
-import importlib.util
 import inspect
 import sys
-import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,36 +10,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pulumi import _types
 from pulumi.runtime.rpc import UNKNOWN
 
+from components.clouds.sdk import without_the_rest
 from rehearsal.provider.values import Plain
 
 Problem = tuple[str, str]
 """Where (a property path) and what is wrong; never the value, which may be secret."""
 
-_IMPORTING = threading.Lock()
-
 _NAMES: dict[object, str] = {bool: "a boolean", int: "a whole number", float: "a number", str: "a string"}
 
 
 def args_class(module: str, name: str) -> type:
-    """Import one resource's argument class without running the SDK's package, which would load every resource (1 s)."""
+    """Import one resource's argument class without all the others of its SDK (1 s)."""
     package = module.split(".", maxsplit=1)[0]
-    with _IMPORTING:
-        loaded = sys.modules.get(package)
-        if loaded is None:
-            spec = importlib.util.find_spec(package)
-            if spec is None or spec.submodule_search_locations is None:
-                raise ModuleNotFoundError(package)
-            bare = types.ModuleType(package)
-            bare.__path__ = list(spec.submodule_search_locations)
-            sys.modules[package] = bare
-            # The modules of resources import it, and arguments need nothing of it.
-            sys.modules[f"{package}.outputs"] = types.ModuleType(f"{package}.outputs")
+    with without_the_rest(package):
+        # The modules of resources import it, and arguments need nothing of it.
+        outputs = sys.modules.setdefault(f"{package}.outputs", types.ModuleType(f"{package}.outputs"))
         try:
             found: type = getattr(importlib.import_module(module), name)
         finally:
-            if loaded is None:
-                # A later `import` of the package is to get the real one.
-                del sys.modules[package], sys.modules[f"{package}.outputs"]
+            if not hasattr(outputs, "__file__"):
+                # A later import is to get the real one.
+                del sys.modules[f"{package}.outputs"]
     return found
 
 
