@@ -116,7 +116,7 @@ def _prepare(stack: str, *, with_machines: bool) -> Workspace:
         if with_machines:
             pool.submit(image.ensure, _image(workspace), _say).result()
         tools.result()
-    linode_plugin.install(workspace.bin)
+    linode_plugin.install(workspace.folder)
     return workspace
 
 

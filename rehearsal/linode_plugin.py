@@ -8,14 +8,35 @@ NAME = "pulumi-resource-linode"
 
 _PROJECT = Path(__file__).parents[1]
 
+# What the engine starts, with its own address as the last argument.
+_FOUND = f"""#!/bin/sh
+# Our language host has started the plugin already (rehearsal/language_host/early.py): only its port is told then.
+for engine; do :; done
+early=$UDS_REHEARSAL/early/{NAME}@$engine
+if mv "$early" "$early.taken" 2>/dev/null; then
+    read -r process port < "$early.taken"
+    rm "$early.taken"
+    if kill -0 "$process"; then
+        echo "$port"
+        exec tail --pid="$process" -f /dev/null
+    fi
+fi
+exec "$(dirname "$0")/../plugins/{NAME}" "$@"
+"""
 
-def install(bin_dir: Path) -> Path:
-    """Write the executable into `bin_dir` (made if missing) and return its path."""
-    bin_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = bin_dir / NAME
+
+def install(workspace: Path) -> Path:
+    """Write the executables into the folders of a rehearsal, and return the path of the one that Pulumi is to find."""
     # -P: nothing from the folder that Pulumi starts it in may be imported in place of the project's own.
     command = shlex.join([sys.executable, "-P", "-m", "rehearsal.linode"])
+    start = f'#!/bin/sh\nexport PYTHONPATH={shlex.quote(str(_PROJECT))}\nexec {command} "$@"\n'
+    _write(workspace / "plugins" / NAME, start)
+    return _write(workspace / "bin" / NAME, _FOUND)
+
+
+def _write(path: Path, script: str) -> Path:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(f'#!/bin/sh\nexport PYTHONPATH={shlex.quote(str(_PROJECT))}\nexec {command} "$@"\n')
+    new.write_text(script)
     new.chmod(0o755)
     return new.replace(path)

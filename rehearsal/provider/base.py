@@ -70,11 +70,16 @@ class StandIn(provider.Provider):
         """`resources` by type token."""
         self._resources = resources
 
+    def load(self) -> None:
+        """Load the SDK's classes, which every run has to."""
+        for resource in self._resources.values():
+            schema.args_class(*resource.args)
+
     async def check(self, request: provider.CheckRequest) -> provider.CheckResponse:
         """Refuse what the SDK's classes or the cloud don't allow."""
         resource = self._resource(request.type)
         inputs = plain_map(request.new_inputs)
-        # Every run loads the SDK's classes anew; the engine asks for all resources at once.
+        # In a thread, since it may have to wait until the class is loaded.
         cls = await asyncio.to_thread(schema.args_class, *resource.args)
         found = list(schema.problems(cls, inputs)) or list(resource.check(inputs))
         failures = [provider.CheckFailure(path, reason) for path, reason in found]
@@ -202,7 +207,7 @@ def workspace(plugin: str) -> Path:
     return Path(value)
 
 
-def serve(engine: str, version: str, plugin: provider.Provider) -> None:
+def serve(engine: str, version: str, plugin: StandIn) -> None:
     """Answer the engine until it ends this process. Standard output carries the port and nothing else."""
 
     async def run() -> None:
@@ -212,6 +217,8 @@ def serve(engine: str, version: str, plugin: provider.Provider) -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         print(port, flush=True)
+        # A plugin that was started early has nothing to do yet.
+        await asyncio.to_thread(plugin.load)
         await server.wait_for_termination()
 
     # The engine interrupts its plugins at the end, and waits for them; nothing is left to do then.

@@ -272,7 +272,7 @@ def test_a_disabled_firewall_lets_everything_through() -> None:
 
 @pytest.mark.parametrize("value", [None, "", "/nonexistent"])
 def test_it_refuses_to_run_outside_a_rehearsal(tmp_path: Path, value: str | None) -> None:
-    executable = linode_plugin.install(tmp_path / "bin")
+    executable = linode_plugin.install(tmp_path)
     assert executable.name == "pulumi-resource-linode"
     environment = {key: text for key, text in os.environ.items() if key != "UDS_REHEARSAL"}
     if value is not None:
