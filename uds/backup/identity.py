@@ -35,8 +35,8 @@ class Identities:
             text = file.read_bytes()
         except FileNotFoundError:
             raise OperatorError(
-                f"The identity that opens backups is missing: {file}. It is on the machine where `uds init` made it, and "
-                "in your own safe copy of that file."
+                f"The identity that opens backups is missing: {file}. It is on the machine where `uds init` made it, "
+                "and in your own safe copy of that file."
             ) from None
         if text.startswith(_ENCRYPTED):
             try:

@@ -1,11 +1,12 @@
 """What `uds backup` does on a server: a program that is sent there, runs as root, and leaves nothing behind.
 
-It is asked by one line of JSON on standard input, which the clear text of a backup may follow, and answers by one line of
-JSON. The text goes to the database's own client through pipes: nothing of it is written to any file but the database's.
+It is asked by one line of JSON on standard input, which the content of a backup may follow, and answers by one line of
+JSON. The content goes to the database's own client through pipes: nothing of it is written to any file but the database's.
 
 A database that isn't whole yet has a mark in `STATE`, beside the plan of a replacement that isn't finished, so that
 whatever is killed, the next run knows what is a half of ours and what is somebody's data.
 """
+# ruff: noqa: S608 - names and values in statements go through name() and quoted()
 
 import contextlib
 import json
@@ -36,7 +37,7 @@ _LOCK_WAIT = "SET SESSION lock_wait_timeout = 60"
 Answer = dict[str, Any]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Something that the operator has to know. Nothing was changed, or it was taken back."""
 
 
@@ -59,13 +60,13 @@ def load(request: Mapping[str, Any], stream: IO[bytes]) -> Answer:
     """Load a compressed dump of the database `source` into the new database `database`, which stays marked as a half.
 
     Raises:
-        Refused: the database exists, there is no room for it, or the dump isn't whole or can't be loaded.
+        RefusedError: the database exists, there is no room for it, or the dump isn't whole or can't be loaded.
     """
     client = Client()
     database, source = request["database"], request["source"]
     if database in databases(client):
         if not _mark(database).exists():
-            raise Refused(f"There is a database {database} already: name another with --as, or drop it first.")
+            raise RefusedError(f"There is a database {database} already: name another with --as, or drop it first.")
         client.run([f"DROP DATABASE {name(database)}"])
     _check_room(client, source, request["size"])
     STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def load(request: Mapping[str, Any], stream: IO[bytes]) -> Answer:
     try:
         client.run([f"CREATE DATABASE {name(database)}"])
         _into_client(client, database, stream, lambda dump: _renamed(client, dump, source, database))
-    except (Refused, SqlError):
+    except (RefusedError, SqlError):
         drop({"database": database}, stream)
         raise
     return {}
@@ -83,7 +84,7 @@ def accounts(_: Mapping[str, Any], stream: IO[bytes]) -> Answer:
     """Run a compressed file of statements that make accounts and their rights.
 
     Raises:
-        Refused: they can't be run.
+        RefusedError: they can't be run.
     """
     _into_client(Client(), "mysql", stream, lambda dump: iter(lambda: dump.read(_BLOCK), b""))
     return {}
@@ -93,17 +94,17 @@ def extract(request: Mapping[str, Any], stream: IO[bytes]) -> Answer:
     """Unpack a compressed archive of files into a new folder.
 
     Raises:
-        Refused: the folder exists, or the archive isn't whole.
+        RefusedError: the folder exists, or the archive isn't whole.
     """
     folder = Path(request["folder"])
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        raise Refused(f"{folder} exists already: name a folder that doesn't.") from None
+        raise RefusedError(f"{folder} exists already: name a folder that doesn't.") from None
     try:
         with _decompressed(stream) as archive:
             _run_with(["tar", "-x", "-p", "-C", str(folder)], iter(lambda: archive.read(_BLOCK), b""))
-    except Refused:
+    except RefusedError:
         shutil.rmtree(folder)
         raise
     return {}
@@ -113,11 +114,11 @@ def describe(request: Mapping[str, Any], _: IO[bytes]) -> Answer:
     """Everything that a database consists of, as the server words it, and the number of rows of each table.
 
     Raises:
-        Refused: there is no such database.
+        RefusedError: there is no such database.
     """
     client, database = Client(), request["database"]
     if database not in databases(client):
-        raise Refused(f"There is no database {database}.")
+        raise RefusedError(f"There is no database {database}.")
     tables = _names(client, database)["TABLE"]
     queries = [f"SELECT COUNT(*) FROM {name(table)}" for table in tables]
     counts = [int(rows[0][0]) for rows in client.ask(f"USE {name(database)}", *queries)[1:]]
@@ -153,11 +154,11 @@ def replace(request: Mapping[str, Any], _: IO[bytes]) -> Answer:
     """Put the tables and everything else of `new` in the place of `database`, whose own go to the database `before`.
 
     Tables are moved, by RENAME TABLE; what can't be moved (views, triggers, routines, events) is made again from its
-    definition. Only root writes meanwhile. Whatever was done is in the plan or can be seen in the databases, so it may be
-    killed anywhere and run again: each table is in one of the databases at any moment.
+    definition. Only root writes meanwhile. Whatever was done is in the plan or can be seen in the databases, so it may
+    be killed anywhere and run again: each table is in one of the databases at any moment.
 
     Raises:
-        Refused: what has to be there isn't, or the other way round.
+        RefusedError: what has to be there isn't, or the other way round.
         SqlError: the server refused a step; run it again when the cause is gone.
     """
     client = Client()
@@ -166,13 +167,13 @@ def replace(request: Mapping[str, Any], _: IO[bytes]) -> Answer:
     if not file.exists():
         found = databases(client)
         if new not in found or _mark(new).exists():
-            raise Refused(f"There is no complete database {new}.")
+            raise RefusedError(f"There is no complete database {new}.")
         if before in found:
-            raise Refused(f"There is a database {before} already, from an earlier replacement: drop it first.")
+            raise RefusedError(f"There is a database {before} already, from an earlier replacement: drop it first.")
         _write(file, {"new": new, "before": before, "read_only": client.ask("SELECT @@GLOBAL.read_only")[0][0][0]})
     plan = json.loads(file.read_text())
     if plan["new"] != new:
-        raise Refused(f"A replacement by {plan['new']} isn't finished: run that one again first.")
+        raise RefusedError(f"A replacement by {plan['new']} isn't finished: run that one again first.")
     client.run([_LOCK_WAIT, "SET GLOBAL read_only = 1"])
     _end_sessions(client, database)
     if "moves" not in plan:
@@ -198,9 +199,11 @@ def replace(request: Mapping[str, Any], _: IO[bytes]) -> Answer:
         _run_with(_client_command(client, place), iter([text.encode(errors="surrogateescape")]))
     for place, wanted in plan["structures"].items():
         if structure(client, place) != wanted:
-            raise Refused(f"{place} isn't what it should be. Nothing is lost: all tables are in {', '.join(places)}.")
+            raise RefusedError(
+                f"{place} isn't what it should be. Nothing is lost: all tables are in {', '.join(places)}."
+            )
     if _names(client, new)["TABLE"]:
-        raise Refused(f"{new} still has tables, which it shouldn't: nothing was dropped.")
+        raise RefusedError(f"{new} still has tables, which it shouldn't: nothing was dropped.")
     client.run([f"DROP DATABASE IF EXISTS {name(new)}", f"SET GLOBAL read_only = {plan['read_only']}"])
     file.unlink()
     return {"before": before if before in plan["objects"] else None}
@@ -257,7 +260,7 @@ def _planned(client: Client, database: str, new: str, before: str) -> dict[str, 
         f"unique_constraint_schema = {quoted(database)} AND constraint_schema <> {quoted(database)}"
     )[0]
     if foreign:
-        raise Refused(f"Tables of other databases refer to {database} by foreign keys: {foreign}.")
+        raise RefusedError(f"Tables of other databases refer to {database} by foreign keys: {foreign}.")
     return {
         "moves": [
             (table, source, target)
@@ -312,7 +315,7 @@ def _check_room(client: Client, source: str, size: int) -> None:
     # As much as the live one, or what a dump of this size usually becomes.
     needed = max(int(live) * 5 // 4, size * 5)
     if free < needed:
-        raise Refused(
+        raise RefusedError(
             f"There is not enough room: {folder} has {free >> 20} MiB free, and this needs about {needed >> 20} MiB."
         )
 
@@ -321,7 +324,7 @@ def _renamed(client: Client, dump: IO[bytes], source: str, database: str) -> Ite
     """A dump for whatever database the client is in: without the name of its own, whose settings are taken over.
 
     Raises:
-        Refused: the end of the dump is missing.
+        RefusedError: the end of the dump is missing.
     """
     use = f"\nUSE {name(source)};\n".encode()
     keep = max(len(use), 200)
@@ -339,7 +342,7 @@ def _renamed(client: Client, dump: IO[bytes], source: str, database: str) -> Ite
         yield block[:-keep]
         block = (block[-keep:] + more).replace(use, b"\n\n")
     if _DUMP_ENDS not in block[-keep:]:
-        raise Refused("The dump isn't whole: its last line is missing.")
+        raise RefusedError("The dump isn't whole: its last line is missing.")
     yield block
 
 
@@ -361,21 +364,23 @@ def _decompressed(stream: IO[bytes]) -> Iterator[IO[bytes]]:
     """What zstd makes of a stream.
 
     Raises:
-        Refused: the stream isn't whole.
+        RefusedError: the stream isn't whole.
     """
     with tempfile.TemporaryFile() as errors:
         program = subprocess.Popen(
             ["zstd", "-d", "-c", "-q"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
         )
         if program.stdin is None or program.stdout is None:  # they are pipes, as asked for
-            raise Refused("zstd could not be started.")
+            raise RefusedError("zstd could not be started.")
         feeder = threading.Thread(target=_feed, args=(stream, program.stdin), daemon=True)
         feeder.start()
         try:
             yield program.stdout
             if program.stdout.read(1) or program.wait():
                 errors.seek(0)
-                raise Refused(f"The compressed stream isn't whole: {errors.read(300).decode(errors='replace').strip()}")
+                raise RefusedError(
+                    f"The compressed stream isn't whole: {errors.read(300).decode(errors='replace').strip()}"
+                )
         finally:
             program.kill()
             program.wait()
@@ -390,12 +395,12 @@ def _run_with(command: Sequence[str], blocks: Iterator[bytes]) -> None:
     """Run a program with these blocks as its input.
 
     Raises:
-        Refused: it failed; with its words.
+        RefusedError: it failed; with its words.
     """
     with tempfile.TemporaryFile() as errors:
         program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
         if program.stdin is None:  # it is a pipe, as asked for
-            raise Refused(f"{command[0]} could not be started.")
+            raise RefusedError(f"{command[0]} could not be started.")
         try:
             with contextlib.suppress(BrokenPipeError), program.stdin:
                 for block in blocks:
@@ -407,13 +412,13 @@ def _run_with(command: Sequence[str], blocks: Iterator[bytes]) -> None:
             status = program.wait()
         if status:
             errors.seek(0)
-            raise Refused(f"{command[0]}: {errors.read(500).decode(errors='replace').strip()}")
+            raise RefusedError(f"{command[0]}: {errors.read(500).decode(errors='replace').strip()}")
 
 
 def _output(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
-        raise Refused(f"{command[0]}: {done.stderr.decode(errors='replace').strip()}")
+        raise RefusedError(f"{command[0]}: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout.decode(errors="surrogateescape")
 
 
@@ -446,7 +451,7 @@ def main() -> NoReturn:
     action = next(one for one in _ACTIONS if one.__name__ == request["action"])
     try:
         answer = action(request, sys.stdin.buffer)
-    except (Refused, SqlError) as error:
+    except (RefusedError, SqlError) as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
     # Not by the usual way, which would wait for a thread that still waits for input.

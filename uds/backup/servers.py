@@ -61,24 +61,21 @@ class Servers:
         program = ["python3", "-I", "-X", "utf8", "-c", _BOOT]
         with tempfile.TemporaryFile() as errors, self._root(server, program, errors) as process:
             stdin, stdout = _pipes(process)
-            broken = None
             try:
                 modules = [(name, path.read_text()) for name, path in _MODULES]
                 for line in (modules, {"action": action, **request}):
                     stdin.write(json.dumps(line).encode() + b"\n")
                 if feed:
                     feed(stdin)
-            except BrokenPipeError as error:
+            except BrokenPipeError:
                 # The answer says why.
-                broken = error
+                pass
             finally:
                 with suppress(BrokenPipeError):
                     stdin.close()
                 answer = stdout.read()
-            if process.wait() or broken and not answer:
-                errors.seek(0)
-                said = errors.read(1000).decode(errors="replace").strip()
-                raise OperatorError(f"{server}: {said or 'the connection ended'}")
+            if process.wait() or not answer:
+                raise OperatorError(f"{server}: {_said(errors)}") from None
         found = json.loads(answer)
         if "error" in found:
             raise OperatorError(f"{server}: {found['error']}")
@@ -97,8 +94,7 @@ class Servers:
             status = process.wait()
             # ssh's own.
             if status == 255:
-                errors.seek(0)
-                raise OperatorError(f"{server}: {errors.read(1000).decode(errors='replace').strip()}")
+                raise OperatorError(f"{server}: {_said(errors)}")
         return status, text
 
     @contextmanager
@@ -113,13 +109,17 @@ class Servers:
             stdin, stdout = _pipes(process)
             stdin.close()
             download = Download(stdout, seen)
-            yield download
-            if download.ended and process.wait():
-                errors.seek(0)
-                raise OperatorError(f"{self.backup}: {errors.read(1000).decode(errors='replace').strip()}")
+            try:
+                yield download
+            finally:
+                # A connection that breaks looks like a file that ends.
+                if download.ended and process.wait():
+                    raise OperatorError(f"{self.backup}: {_said(errors)}") from None
 
     @contextmanager
-    def _root(self, server: str, command: list[str] | tuple[str, ...], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    def _root(
+        self, server: str, command: list[str] | tuple[str, ...], errors: IO[bytes]
+    ) -> Iterator[subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [*self.ssh, server, f"sudo -k -S -p '' -- {shlex.join(command)}"],
             stdin=subprocess.PIPE,
@@ -167,6 +167,11 @@ class Download:
     def sha256(self) -> str:
         """Of all that was read, in hexadecimal."""
         return self._digest.hexdigest()
+
+
+def _said(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    return errors.read(1000).decode(errors="replace").strip() or "the connection ended"
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
