@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Stack:
     folder: Path
     keys: Path
     environment: Mapping[str, str]
-    passphrase_file: Path | None = None
+    passphrase_file: Path | None = field(default=None, kw_only=True)
 
     @classmethod
     def open(cls, name: str, *, rehearsal: bool = False) -> "Stack":
@@ -44,7 +44,11 @@ class Stack:
             if not workspace.exists():
                 raise OperatorError(f"There is no rehearsal of {name}: start it with `make up STACK={name}`.")
             return cls(
-                name, workspace.folder, workspace.folder / "keys", workspace.environment(), workspace.passphrase_file
+                name,
+                workspace.folder,
+                workspace.folder / "keys",
+                workspace.environment(),
+                passphrase_file=workspace.passphrase_file,
             )
         if not (ROOT / f"Pulumi.{name}.yaml").exists():
             known = ", ".join(sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml")))

@@ -16,7 +16,7 @@ from uds.backup import run
 from uds.backup.catalogue import Backup, age_text, chosen, size_text
 from uds.backup.fetch import fetch as fetch_files
 from uds.backup.identity import Identities
-from uds.backup.restore import Restorer, name, report, stored, waiting
+from uds.backup.restore import Restorer, name, other_counts, stored, waiting
 from uds.backup.restore import drill as run_drill
 from uds.backup.servers import DATABASE, Servers
 from uds.options import PassphraseFile, Rehearsal, StackName, first_line
@@ -87,7 +87,10 @@ def restore(
         bool, typer.Option("--accounts", help="Make the backup's accounts and their rights too.")
     ] = False,
     files: Annotated[
-        str | None, typer.Option(help="Unpack the saved files into this new folder of the database server instead.")
+        str | None,
+        typer.Option(
+            metavar="[db-1:]FOLDER", help="Unpack the saved files into this new folder instead, here or on db-1."
+        ),
     ] = None,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
@@ -106,8 +109,9 @@ def restore(
         with _progress() as progress:
             restorer = Restorer(servers, identities, progress)
             if files:
-                restorer.files(found, files)
-                out.print(f"The files of {found.id} are on {DATABASE} in {files}.", soft_wrap=True)
+                folder = files.removeprefix(f"{DATABASE}:")
+                restorer.files(found, folder, here=folder == files)
+                out.print(f"The files of {found.id} are in {files}.", markup=False, soft_wrap=True)
                 return
             for one in databases:
                 if replace:
@@ -134,7 +138,7 @@ def drill(
     passphrase_file: PassphraseFile = None,
     rehearsal: Rehearsal = False,
 ) -> None:
-    """Restore the newest backup into a scratch database, compare it with the live one, drop it. Exits 1 on any problem."""
+    """Restore the newest backup into a scratch database, compare that with the live one. Exits 1 on any problem."""
     opened = Stack.open(stack, rehearsal=rehearsal)
     settings = parse(opened.config())
     with Servers.of(opened) as servers:
@@ -145,7 +149,7 @@ def drill(
             )
     for database, comparison in found.comparisons.items():
         out.print(f"{database}: restored from {found.backup.id}, {len(comparison.counts)} tables", soft_wrap=True)
-        for line in report(comparison):
+        for line in other_counts(comparison):
             out.print(f"  {line}", markup=False, soft_wrap=True)
     if found.problems:
         for line in found.problems:

@@ -1,7 +1,7 @@
 """What `uds backup` does on a server: a program that is sent there, runs as root, and leaves nothing behind.
 
-It is asked by one line of JSON on standard input, which the content of a backup may follow, and answers by one line of
-JSON. The content goes to the database's own client through pipes: nothing of it is written to any file but the database's.
+It is asked by one line of JSON on standard input, which the content of a backup may follow, and answers by one line
+of JSON. The content goes to the database's own client through pipes: no file but the database's own has any of it.
 
 A database that isn't whole yet has a mark in `STATE`, beside the plan of a replacement that isn't finished, so that
 whatever is killed, the next run knows what is a half of ours and what is somebody's data.
@@ -140,13 +140,20 @@ def drop(request: Mapping[str, Any], _: IO[bytes]) -> Answer:
 
 
 def state(request: Mapping[str, Any], _: IO[bytes]) -> Answer:
-    """How far a replacement of `database` by `new` has come: planned, or at least loaded."""
+    """How far a replacement of `database` by `new` has come: planned, or at least loaded.
+
+    Raises:
+        RefusedError: it can't be begun, since the database `before` is there.
+    """
     plan = _plan(request["database"])
-    new = request["new"]
+    new, before = request["new"], request["before"]
+    found = databases(Client())
+    if not plan.exists() and before in found:
+        raise RefusedError(f"There is a database {before} already, from an earlier replacement: drop it first.")
     return {
-        "exists": request["database"] in databases(Client()),
-        "planned": plan and json.loads(plan.read_text())["new"],
-        "loaded": new in databases(Client()) and not _mark(new).exists(),
+        "exists": request["database"] in found,
+        "planned": json.loads(plan.read_text())["new"] if plan.exists() else None,
+        "loaded": new in found and not _mark(new).exists(),
     }
 
 
@@ -163,13 +170,10 @@ def replace(request: Mapping[str, Any], _: IO[bytes]) -> Answer:
     """
     client = Client()
     database, new, before = request["database"], request["new"], request["before"]
-    file = STATE / f"{database}.replace"
+    file = _plan(database)
     if not file.exists():
-        found = databases(client)
-        if new not in found or _mark(new).exists():
+        if not state(request, _)["loaded"]:
             raise RefusedError(f"There is no complete database {new}.")
-        if before in found:
-            raise RefusedError(f"There is a database {before} already, from an earlier replacement: drop it first.")
         _write(file, {"new": new, "before": before, "read_only": client.ask("SELECT @@GLOBAL.read_only")[0][0][0]})
     plan = json.loads(file.read_text())
     if plan["new"] != new:
@@ -426,9 +430,8 @@ def _mark(database: str) -> Path:
     return STATE / f"{database}.half"
 
 
-def _plan(database: str) -> Path | None:
-    file = STATE / f"{database}.replace"
-    return file if file.exists() else None
+def _plan(database: str) -> Path:
+    return STATE / f"{database}.replace"
 
 
 def _write(file: Path, value: object) -> None:

@@ -4,12 +4,15 @@ A database is loaded under a name that nothing uses, and counts as restored when
 manifest says, the encryption was authentic to its end, the dump has its last line, and the server took every statement.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
+from uds.backup import on_server
 from uds.backup.catalogue import FOLDER, SPOOL, Backup, File, age_text, chosen, parse
 from uds.backup.compare import Comparison, compare
 from uds.backup.identity import Identities
@@ -60,7 +63,7 @@ class Restorer:
                 interrupted, and has to be run again.
         """
         new, before = name(f"{database}_replacing", backup), name(f"{database}_before", backup)
-        state = self.servers.ask(DATABASE, "state", database=database, new=new)
+        state = self.servers.ask(DATABASE, "state", database=database, new=new, before=before)
         if state["planned"] not in (None, new):
             other = state["planned"].rpartition("_")[2]
             raise OperatorError(f"The replacement of {database} by {other} isn't finished: run that one again first.")
@@ -71,7 +74,8 @@ class Restorer:
         else:
             self.into_new(backup, database, new)
         if state["exists"] and not state["planned"]:
-            for line in report(self.comparison(new, database)):
+            found = self.comparison(new, database)
+            for line in (*found.structure, *other_counts(found)):
                 say(f"{database}: {line}")
         answer = self.servers.ask(DATABASE, "replace", database=database, new=new, before=before)
         kept: str | None = answer["before"]
@@ -87,15 +91,18 @@ class Restorer:
             raise OperatorError(f"The backup {backup.id} has no accounts.")
         self._send(backup.accounts, "accounts")
 
-    def files(self, backup: Backup, folder: str) -> None:
-        """Unpack the files and folders of a backup into a new folder of the database server.
+    def files(self, backup: Backup, folder: str, *, here: bool) -> None:
+        """Unpack the files and folders of a backup into a new folder of this machine or of the database server.
 
         Raises:
             OperatorError: there are none in it, the folder exists, or the backup can't be opened.
         """
         if backup.archive is None:
             raise OperatorError(f"The backup {backup.id} has no files: backup.paths was empty.")
-        self._send(backup.archive, "extract", folder=folder)
+        if here:
+            self._unpack(backup.archive, folder)
+        else:
+            self._send(backup.archive, "extract", folder=folder)
 
     def trial(self, backup: Backup, database: str) -> Comparison:
         """Restore into a scratch database, compare it with the live one, and drop it.
@@ -135,8 +142,7 @@ class Restorer:
 
         def feed(target: IO[bytes]) -> None:
             try:
-                with opened(self.servers, file, self.progress(file.name, file.size)) as source:
-                    self.identities.decrypt(source, target, file.name)
+                self._decrypt(file, target)
             except OperatorError as error:
                 problems.append(error)
 
@@ -151,6 +157,27 @@ class Restorer:
             if action == "load":
                 self.servers.ask(DATABASE, "drop", database=request["database"])
             raise problems[0]
+
+    def _unpack(self, file: File, folder: str) -> None:
+        reading, writing = os.pipe()
+        with ThreadPoolExecutor(1) as pool, os.fdopen(reading, "rb") as content:
+            sender = pool.submit(self._decrypt_and_close, file, os.fdopen(writing, "wb"))
+            try:
+                on_server.extract({"folder": folder}, content)
+            except FileNotFoundError as error:
+                raise OperatorError(f"There is no {error.filename} on this machine: install it.") from None
+            except on_server.RefusedError as error:
+                content.close()
+                raise sender.exception() or OperatorError(str(error)) from None
+            sender.result()
+
+    def _decrypt_and_close(self, file: File, target: IO[bytes]) -> None:
+        with suppress(BrokenPipeError), target:
+            self._decrypt(file, target)
+
+    def _decrypt(self, file: File, target: IO[bytes]) -> None:
+        with opened(self.servers, file, self.progress(file.name, file.size)) as source:
+            self.identities.decrypt(source, target, file.name)
 
 
 @contextmanager
@@ -180,9 +207,8 @@ def name(prefix: str, backup: Backup) -> str:
     return found
 
 
-def report(comparison: Comparison) -> Iterator[str]:
-    """A comparison in words, a line for each difference."""
-    yield from comparison.structure
+def other_counts(comparison: Comparison) -> Iterator[str]:
+    """The tables that don't have as many rows as live, in words: somebody has written since the backup."""
     for table, (copy, live) in comparison.counts.items():
         if copy != live:
             yield f"table {table}: {copy} rows in the backup, {live} live"
