@@ -156,12 +156,14 @@ class RemoteScript(pulumi.ComponentResource):
         # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
         key = login.sudo_password.encode()
         digest = archive.apply(lambda done: hmac.new(key, done, hashlib.sha256).hexdigest()[:12])
-        stdin = archive.apply(lambda done: f"{login.sudo_password}\n{base64.encodebytes(done).decode()}")
+        stdin = pulumi.Output.all(pulumi.Output.secret(login.sudo_password), archive).apply(
+            lambda both: f"{both[0]}\n{base64.encodebytes(both[1]).decode()}"
+        )
         command = remote.Command(
             f"{name}-apply",
             connection=connection,
             create=pulumi.Output.concat(_COMMAND, " # ", digest),
-            stdin=pulumi.Output.secret(stdin),
+            stdin=stdin,
             # Anything but "none" prints the output, and hangs on a line of more than 64 KiB.
             logging=remote.Logging.NONE,
             # Would hand the last output to the next run's environment.
