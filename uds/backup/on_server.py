@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -27,10 +27,7 @@ STATE = Path("/var/lib/uds/restore")
 
 _BLOCK = 1 << 20
 _DUMP_ENDS = b"\n-- Dump completed"
-# `-- Current Database` and `CREATE DATABASE` are among the first lines.
-_CREATE = re.compile(rb"^CREATE DATABASE [^\n]*;$", re.MULTILINE)
-_CHARSET = re.compile(rb"CHARACTER SET (\w+)(?: COLLATE (\w+))?")
-
+_END_BYTES = 1024
 # Somebody who has a transaction open keeps tables from being moved.
 _LOCK_WAIT = "SET SESSION lock_wait_timeout = 60"
 
@@ -73,7 +70,7 @@ def load(request: Mapping[str, Any], stream: IO[bytes]) -> Answer:
     _mark(database).touch()
     try:
         client.run([f"CREATE DATABASE {name(database)}"])
-        _into_client(client, database, stream, lambda dump: _renamed(client, dump, source, database))
+        _into_client(client, database, stream)
     except (RefusedError, SqlError):
         drop({"database": database}, stream)
         raise
@@ -86,7 +83,7 @@ def accounts(_: Mapping[str, Any], stream: IO[bytes]) -> Answer:
     Raises:
         RefusedError: they can't be run.
     """
-    _into_client(Client(), "mysql", stream, lambda dump: iter(lambda: dump.read(_BLOCK), b""))
+    _into_client(Client(), "mysql", stream)
     return {}
 
 
@@ -103,7 +100,7 @@ def extract(request: Mapping[str, Any], stream: IO[bytes]) -> Answer:
         raise RefusedError(f"{folder} exists already: name a folder that doesn't.") from None
     try:
         with _decompressed(stream) as archive:
-            _run_with(["tar", "-x", "-p", "-C", str(folder)], iter(lambda: archive.read(_BLOCK), b""))
+            _run_with(["tar", "-x", "-p", "-C", str(folder)], _blocks(archive))
     except RefusedError:
         shutil.rmtree(folder)
         raise
@@ -324,37 +321,27 @@ def _check_room(client: Client, source: str, size: int) -> None:
         )
 
 
-def _renamed(client: Client, dump: IO[bytes], source: str, database: str) -> Iterator[bytes]:
-    """A dump for whatever database the client is in: without the name of its own, whose settings are taken over.
+def _whole(dump: IO[bytes]) -> Iterator[bytes]:
+    """A dump in blocks.
 
     Raises:
-        RefusedError: the end of the dump is missing.
+        RefusedError: its end is missing.
     """
-    use = f"\nUSE {name(source)};\n".encode()
-    keep = max(len(use), 200)
-    block = dump.read(_BLOCK)
-    create = _CREATE.search(block, 0, 8192)
-    if create:
-        charset = _CHARSET.search(create[0])
-        if charset:
-            collation = f" COLLATE {charset[2].decode()}" if charset[2] else ""
-            client.run([f"ALTER DATABASE {name(database)} CHARACTER SET {charset[1].decode()}{collation}"])
-        block = block[: create.start()] + block[create.end() :]
-    # A line end is never part of a value, but written as \n. The end of a block may be half of what is looked for.
-    block = block.replace(use, b"\n\n")
-    while more := dump.read(_BLOCK):
-        yield block[:-keep]
-        block = (block[-keep:] + more).replace(use, b"\n\n")
-    if _DUMP_ENDS not in block[-keep:]:
+    end = b""
+    for block in _blocks(dump):
+        yield block
+        end = (end + block)[-_END_BYTES:]
+    if _DUMP_ENDS not in end:
         raise RefusedError("The dump isn't whole: its last line is missing.")
-    yield block
 
 
-def _into_client(
-    client: Client, database: str, stream: IO[bytes], blocks: Callable[[IO[bytes]], Iterator[bytes]]
-) -> None:
+def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: stream.read(_BLOCK), b"")
+
+
+def _into_client(client: Client, database: str, stream: IO[bytes]) -> None:
     with _decompressed(stream) as dump:
-        _run_with(_client_command(client, database), blocks(dump))
+        _run_with(_client_command(client, database), _whole(dump))
 
 
 def _client_command(client: Client, database: str) -> list[str]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
-from uds.backup import on_server
 from uds.backup.catalogue import FOLDER, SPOOL, Backup, File, age_text, chosen, parse
 from uds.backup.compare import Comparison, compare
 from uds.backup.identity import Identities
@@ -159,6 +158,9 @@ class Restorer:
             raise problems[0]
 
     def _unpack(self, file: File, folder: str) -> None:
+        # Only here: it brings Pulumi, which takes a while.
+        from uds.backup import on_server  # noqa: PLC0415
+
         reading, writing = os.pipe()
         with ThreadPoolExecutor(1) as pool, os.fdopen(reading, "rb") as content:
             sender = pool.submit(self._decrypt_and_close, file, os.fdopen(writing, "wb"))

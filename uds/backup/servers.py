@@ -8,13 +8,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Self
 
-from components.mysql import reconcile
 from uds import ssh
-from uds.backup import on_server
-from uds.stack import OperatorError, Stack
+from uds.stack import ROOT, OperatorError, Stack
 
 # Modules go to the server by standard input, as everything does: sudo writes arguments into its log.
 _BOOT = """
@@ -24,7 +21,11 @@ for name, text in json.loads(sys.stdin.buffer.readline()):
     exec(compile(text, name, "exec"), module.__dict__)
 module.main()
 """
-_MODULES = [(module.__name__, Path(module.__file__)) for module in (reconcile, on_server) if module.__file__]
+# By their files: to import them here would bring Pulumi, which takes a while.
+_MODULES = {
+    "components.mysql.reconcile": ROOT / "components" / "mysql" / "reconcile.py",
+    "uds.backup.on_server": ROOT / "uds" / "backup" / "on_server.py",
+}
 
 DATABASE = "db-1"
 
@@ -62,7 +63,7 @@ class Servers:
         with tempfile.TemporaryFile() as errors, self._root(server, program, errors) as process:
             stdin, stdout = _pipes(process)
             try:
-                modules = [(name, path.read_text()) for name, path in _MODULES]
+                modules = [(name, path.read_text()) for name, path in _MODULES.items()]
                 for line in (modules, {"action": action, **request}):
                     stdin.write(json.dumps(line).encode() + b"\n")
                 if feed:
