@@ -152,7 +152,8 @@ class RemoteScript(pulumi.ComponentResource):
     ) -> None:
         """Apply `script` with `files` (installed by its `install_files`) and `data` (texts in `data/NAME`)."""
         super().__init__("uds:remote:Script", name, None, opts)
-        archive = pulumi.Output.all(**(data or {})).apply(lambda known: bundle(script, files, known))
+        known = pulumi.Output.all(**data) if data else pulumi.Output.from_input({})
+        archive = known.apply(lambda known: bundle(script, files, known))
         # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
         key = login.sudo_password.encode()
         digest = archive.apply(lambda done: hmac.new(key, done, hashlib.sha256).hexdigest()[:12])

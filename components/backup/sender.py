@@ -2,8 +2,8 @@
 """Makes a backup of the databases, encrypts it, and brings it to the backup server (guide, 3.11.2).
 
 Runs as root on the database server. What it reads goes through compression and encryption in one stream: nothing is
-on the disk in clear, and no password is anywhere, since the engine knows root by the socket. The encrypted files wait in
-the spool until the backup server has them; what an outage left there goes with the next run.
+on the disk in clear, and no password is anywhere, since the engine knows root by the socket. The encrypted files wait
+in the spool until the backup server has them; what an outage left there goes with the next run.
 """
 
 import fcntl
