@@ -160,13 +160,13 @@ def test_what_can_not_be_opened_says_why(tmp_path: Path) -> None:
             identities.decrypt(io.BytesIO(text), io.BytesIO(), "the file")
 
 
-def test_a_target_that_breaks_is_no_damage(tmp_path: Path) -> None:
+def test_a_target_that_breaks_is_no_damage() -> None:
     class Broken(io.BytesIO):
         def write(self, *_: object) -> int:
             raise BrokenPipeError
 
     mine = pyrage.x25519.Identity.generate()
-    identities = Identities.load(identity_file(tmp_path, mine), lambda: "secret")
+    identities = Identities([mine], Path("identity"))
     with pytest.raises(BrokenPipeError):
         identities.decrypt(io.BytesIO(pyrage.encrypt(b"x", [mine.to_public()])), Broken(), "x")
 
@@ -181,13 +181,55 @@ DUMP = b"ALTER DATABASE CHARACTER SET utf8mb4;\n%s\n-- Dump completed on 2026-03
 def test_a_dump_goes_through_as_it_is(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_server, "_BLOCK", 301)
     dump = DUMP.replace(b"%s", b"x" * size)
-    assert b"".join(on_server._whole(io.BytesIO(dump))) == dump
+    assert b"".join(on_server._whole(io.BytesIO(dump), "app")) == dump
 
 
 @pytest.mark.parametrize("text", [b"", DUMP[:-60], DUMP + b"-- more\n" * 999])
 def test_a_dump_without_its_last_line_is_refused(text: bytes) -> None:
     with pytest.raises(on_server.RefusedError, match="last line is missing"):
-        list(on_server._whole(io.BytesIO(text)))
+        list(on_server._whole(io.BytesIO(text), "app"))
+
+
+@pytest.mark.parametrize("words", [b"USE `app`;", b"CREATE DATABASE /*!32312 IF NOT EXISTS*/ `app`;"])
+def test_a_dump_that_chooses_a_database_is_refused(words: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (30, 301, 5000):
+        monkeypatch.setattr(on_server, "_BLOCK", size)
+        blocks = on_server._whole(io.BytesIO(DUMP.replace(b"%s", b"x" * 280 + b"\n" + words + b"y" * 9999)), "app")
+        with pytest.raises(on_server.RefusedError, match="chooses a database"):
+            list(blocks)
+
+
+TRIGGER = b"""DELIMITER ;;
+/*!50003 CREATE*/ /*!50017 DEFINER=`root`@`localhost`*/ /*!50003 %s
+BEGIN
+  INSERT INTO app.log SELECT * FROM app.things;
+END */;;
+"""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"trigger app.t before insert on app.things for each row",
+        b"TRIGGER `app`.`t` AFTER UPDATE ON `app`.`things` FOR EACH ROW",
+        b"TRIGGER t\n  AFTER DELETE\n ON app . things FOR EACH ROW",
+    ],
+)
+def test_a_trigger_loses_the_name_of_its_database_but_not_in_its_body(head: bytes) -> None:
+    text = TRIGGER.replace(b"%s", head)
+    for found in (
+        on_server.unqualified(text, "app"),
+        b"".join(on_server._whole(io.BytesIO(DUMP.replace(b"%s", b"x" * (1 << 20) + text)), "app")),
+    ):
+        assert b"INSERT INTO app.log SELECT * FROM app.things;" in found
+        assert b"app" not in found.partition(b"/*!50003 CREATE")[2].partition(b"BEGIN")[0]
+    other = text.replace(b"app", b"other")
+    assert on_server.unqualified(other, "app") == other
+
+
+def test_values_that_look_like_a_trigger_stay() -> None:
+    row = b"INSERT INTO `a` VALUES ('\\n/*!50003 CREATE*/ /*!50003 TRIGGER app.t BEFORE INSERT ON app.a');\n"
+    assert on_server.unqualified(b"CREATE TABLE `a`;\n" + row, "app") == b"CREATE TABLE `a`;\n" + row
 
 
 def test_names_are_quoted() -> None:

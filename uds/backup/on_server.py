@@ -27,7 +27,8 @@ STATE = Path("/var/lib/uds/restore")
 
 _BLOCK = 1 << 20
 _DUMP_ENDS = b"\n-- Dump completed"
-_END_BYTES = 1024
+_OVERLAP = 4096
+_CHOOSES = (b"\nUSE `", b"\nCREATE DATABASE ")
 # Somebody who has a transaction open keeps tables from being moved.
 _LOCK_WAIT = "SET SESSION lock_wait_timeout = 60"
 
@@ -70,7 +71,7 @@ def load(request: Mapping[str, Any], stream: IO[bytes]) -> Answer:
     _mark(database).touch()
     try:
         client.run([f"CREATE DATABASE {name(database)}"])
-        _into_client(client, database, stream)
+        _into_client(client, database, stream, source)
     except (RefusedError, SqlError):
         drop({"database": database}, stream)
         raise
@@ -83,7 +84,7 @@ def accounts(_: Mapping[str, Any], stream: IO[bytes]) -> Answer:
     Raises:
         RefusedError: they can't be run.
     """
-    _into_client(Client(), "mysql", stream)
+    _into_client(Client(), "mysql", stream, "mysql")
     return {}
 
 
@@ -218,7 +219,7 @@ def databases(client: Client) -> set[str]:
 def structure(client: Client, database: str) -> dict[str, str]:
     """Everything in a database but its rows: `table things` -> its definition in the server's words.
 
-    The database's own name is in none of them, unless somebody wrote it into one.
+    The database's own name is in none of them, unless somebody wrote it into a body.
     """
     (rows,) = client.ask(
         "SELECT default_character_set_name, default_collation_name FROM information_schema.schemata "
@@ -229,11 +230,13 @@ def structure(client: Client, database: str) -> dict[str, str]:
     shown = client.ask(f"USE {name(database)}", *(f"SHOW CREATE {kind} {name(item)}" for kind, item in objects))
     for (kind, item), rows in zip(objects, shown[1:], strict=True):
         # After these comes when a trigger was made.
-        text = "\n".join(rows[0][1:6])
+        texts = rows[0][1:6]
         if kind == "TABLE":
             # How far it has counted is no structure.
-            text = re.sub(r" AUTO_INCREMENT=\d+", "", text)
-        found[f"{kind.lower()} {item}"] = text
+            texts[0] = re.sub(r" AUTO_INCREMENT=\d+", "", texts[0])
+        elif kind == "TRIGGER":
+            texts[1] = unqualified(texts[1].encode(), database).decode()
+        found[f"{kind.lower()} {item}"] = "\n".join(texts)
     return found
 
 
@@ -275,14 +278,17 @@ def _planned(client: Client, database: str, new: str, before: str) -> dict[str, 
 
 def _definitions(client: Client, database: str) -> str:
     """SQL that makes a database's views, triggers, routines and events."""
-    program = [f"{client.engine}-dump" if client.engine == "mariadb" else "mysqldump", "--no-defaults", "--user=root"]
-    program += ["--protocol=socket", "--no-data", "--skip-comments"]
+    program = ["mariadb-dump"] if client.engine == "mariadb" else ["mysqldump"]
+    program += ["--no-defaults", "--user=root", "--protocol=socket", "--no-data", "--skip-comments"]
+    if client.engine == "mysql":
+        # Of the server, not of a database.
+        program.append("--set-gtid-purged=OFF")
     views = _names(client, database)["VIEW"]
     texts = []
     if views:
         texts.append(_output([*program, "--skip-triggers", database, *views]))
     texts.append(_output([*program, "--no-create-info", "--triggers", "--routines", "--events", database]))
-    return "".join(texts)
+    return unqualified(b"".join(texts), database).decode(errors="surrogateescape")
 
 
 def _drop_objects(client: Client, database: str) -> None:
@@ -321,27 +327,46 @@ def _check_room(client: Client, source: str, size: int) -> None:
         )
 
 
-def _whole(dump: IO[bytes]) -> Iterator[bytes]:
-    """A dump in blocks.
+def _whole(dump: IO[bytes], source: str) -> Iterator[bytes]:
+    """A dump of the database `source` in blocks, with nothing in it that needs a database of this name.
 
     Raises:
-        RefusedError: its end is missing.
+        RefusedError: its end is missing, or it chooses a database by itself, which would be the live one.
     """
-    end = b""
+    # What is looked for may lie across two blocks; in a value, a line's end is written as \n.
+    kept = b""
     for block in _blocks(dump):
-        yield block
-        end = (end + block)[-_END_BYTES:]
-    if _DUMP_ENDS not in end:
+        kept = unqualified(kept + block, source)
+        if any(word in kept for word in _CHOOSES):
+            raise RefusedError("The dump chooses a database by itself: load it by hand, on a server of its own.")
+        yield kept[:-_OVERLAP]
+        kept = kept[-_OVERLAP:]
+    if _DUMP_ENDS not in kept:
         raise RefusedError("The dump isn't whole: its last line is missing.")
+    yield kept
+
+
+def unqualified(text: bytes, database: str) -> bytes:
+    """Definitions of triggers without the name of their database before their own and their table's.
+
+    Somebody may have written it there, and then they can be made in no other database. In their bodies it stays.
+    """
+    if b"CREATE" not in text:
+        return text
+    own = rb"(?:`%(name)b`|%(name)b)\s*\.\s*" % {b"name": re.escape(database.encode())}
+    # At the beginning of a text of its own, or behind what a dump writes before it.
+    head = rb"((?:\A|\n/\*!50003 )CREATE\b[^\n]{0,300}?\bTRIGGER\s+)(?:%b)?" % own
+    event = rb"(`[^`]+`|[^\s`.]+)(\s+(?:BEFORE|AFTER)\s+[A-Z]+\s+ON\s+)(?:%b)?" % own
+    return re.sub(head + event, rb"\1\2\3", text, flags=re.IGNORECASE)
 
 
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
     return iter(lambda: stream.read(_BLOCK), b"")
 
 
-def _into_client(client: Client, database: str, stream: IO[bytes]) -> None:
+def _into_client(client: Client, database: str, stream: IO[bytes], source: str) -> None:
     with _decompressed(stream) as dump:
-        _run_with(_client_command(client, database), _whole(dump))
+        _run_with(_client_command(client, database), _whole(dump, source))
 
 
 def _client_command(client: Client, database: str) -> list[str]:
@@ -406,11 +431,11 @@ def _run_with(command: Sequence[str], blocks: Iterator[bytes]) -> None:
             raise RefusedError(f"{command[0]}: {errors.read(500).decode(errors='replace').strip()}")
 
 
-def _output(command: Sequence[str]) -> str:
+def _output(command: Sequence[str]) -> bytes:
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         raise RefusedError(f"{command[0]}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout.decode(errors="surrogateescape")
+    return done.stdout
 
 
 def _mark(database: str) -> Path:
