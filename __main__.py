@@ -5,6 +5,7 @@ import pulumi
 from components import application
 from components import settings as configuration
 from components.app_server import AppServer
+from components.backup_server import BackupServer
 from components.cloud_init import UserDataError
 from components.clouds import cloud_for
 from components.db_server import DbServer
@@ -19,15 +20,16 @@ def build() -> None:
     release = application.delivery(settings)
     cloud = cloud_for(settings)
 
+    private = [settings.database_address, *([settings.backup_address] if settings.backup.server else [])]
+    jump_targets = [f"{address}:22" for address in private]
     bastion, *others = (
-        AppServer(
-            name, settings, cloud, release, jump_targets=[f"{settings.database_address}:22"] if name == "app-1" else []
-        ).server
+        AppServer(name, settings, cloud, release, jump_targets=jump_targets if name == "app-1" else []).server
         for name in settings.app_addresses
     )
-    database = DbServer("db-1", settings, cloud, bastion).server
+    store = BackupServer("backup-1", settings, cloud, bastion) if settings.backup.server else None
+    database = DbServer("db-1", settings, cloud, bastion, store).server
 
-    servers = {"app": [bastion, *others], "db": [database]}
+    servers = {"app": [bastion, *others], "db": [database], "backup": [store.server] if store else []}
     pulumi.export("servers", {server.name: _facts(role, server) for role, group in servers.items() for server in group})
     pulumi.export("sshUser", DEPLOY_USER)
     pulumi.export(

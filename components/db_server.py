@@ -5,6 +5,9 @@ from ipaddress import IPv4Network
 import pulumi
 
 from components.accounts import Accounts
+from components.backup import PACKAGES as BACKUP_PACKAGES
+from components.backup import Backup
+from components.backup_server import BackupServer
 from components.clouds import Cloud
 from components.firewall import Firewall, Rule
 from components.mysql import PACKAGES, MySql
@@ -30,9 +33,16 @@ class DbServer(pulumi.ComponentResource):
     server: Server
 
     def __init__(
-        self, name: str, settings: Settings, cloud: Cloud, bastion: Server, opts: pulumi.ResourceOptions | None = None
+        self,
+        name: str,
+        settings: Settings,
+        cloud: Cloud,
+        bastion: Server,
+        store: BackupServer | None,
+        *,
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """Build the server `name`, reached through `bastion`."""
+        """Build the server `name`, reached through `bastion`; its backups go to `store`."""
         super().__init__("uds:server:DbServer", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         self.server = Server(
@@ -41,7 +51,7 @@ class DbServer(pulumi.ComponentResource):
                 private_address=settings.database_address,
                 size=settings.database_size,
                 firewall=firewall(settings),
-                packages=[*PACKAGES, *settings.database.packages],
+                packages=[*PACKAGES, *(BACKUP_PACKAGES if store else ()), *settings.database.packages],
                 deploy_sources=[f"{bastion.private_address}/32"],
                 bastion=bastion,
                 protect=True,
@@ -51,5 +61,7 @@ class DbServer(pulumi.ComponentResource):
             opts=child,
         )
         Accounts(f"{name}-accounts", settings, self.server, opts=child)
-        MySql(f"{name}-mysql", settings, self.server, opts=child)
+        mysql = MySql(f"{name}-mysql", settings, self.server, opts=child)
+        if store:
+            Backup(f"{name}-backup", settings, self.server, store.server, after=[mysql, store.ready], opts=child)
         self.register_outputs({})

@@ -147,20 +147,24 @@ class RemoteScript(pulumi.ComponentResource):
         login: Login,
         script: str,
         files: Sequence[ServerFile] = (),
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, pulumi.Input[str]] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Apply `script` with `files` (installed by its `install_files`) and `data` (texts in `data/NAME`)."""
         super().__init__("uds:remote:Script", name, None, opts)
-        archive = bundle(script, files, data or {})
+        known = pulumi.Output.all(**data) if data else pulumi.Output.from_input({})
+        archive = known.apply(lambda known: bundle(script, files, known))
         # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
-        digest = hmac.new(login.sudo_password.encode(), archive, hashlib.sha256).hexdigest()[:12]
-        payload = base64.encodebytes(archive).decode()
+        key = login.sudo_password.encode()
+        digest = archive.apply(lambda done: hmac.new(key, done, hashlib.sha256).hexdigest()[:12])
+        stdin = pulumi.Output.all(pulumi.Output.secret(login.sudo_password), archive).apply(
+            lambda both: f"{both[0]}\n{base64.encodebytes(both[1]).decode()}"
+        )
         command = remote.Command(
             f"{name}-apply",
             connection=connection,
-            create=f"{_COMMAND} # {digest}",
-            stdin=pulumi.Output.secret(f"{login.sudo_password}\n{payload}"),
+            create=pulumi.Output.concat(_COMMAND, " # ", digest),
+            stdin=stdin,
             # Anything but "none" prints the output, and hangs on a line of more than 64 KiB.
             logging=remote.Logging.NONE,
             # Would hand the last output to the next run's environment.

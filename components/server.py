@@ -140,7 +140,7 @@ class Server(pulumi.ComponentResource):
         *,
         parent: pulumi.Resource,
         files: Sequence[ServerFile] = (),
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, pulumi.Input[str]] | None = None,
         after: Sequence[pulumi.Resource] = (),
     ) -> RemoteScript:
         """Apply a capability's `script` on the hardened server, and after what is in `after`. See `RemoteScript`."""

@@ -7,6 +7,7 @@ secret) and what is allowed.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
@@ -14,8 +15,6 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -32,16 +31,21 @@ from pydantic_core import ErrorDetails
 
 from components.catalogue import DEFAULT_SIZES, REGIONS
 from components.values import (
+    AbsolutePath,
     AdminName,
     Certificates,
+    DatabaseName,
     Package,
     PasswordHash,
     PublicKey,
+    Recipient,
     Secret,
     Source,
+    SshPrivateKey,
     Whole,
     belongs_together,
     key_material,
+    one_pair,
     parse_network,
 )
 
@@ -51,11 +55,13 @@ PROJECT_FOLDER = Path(__file__).parent.parent
 # The automation's account, made at first boot. Its name is the same everywhere, so no other part has to ask for it.
 DEPLOY_USER = "deploy"
 
-# The database server's number in the private network, below the application servers', so that these can grow in number.
+# Numbers in the private network, below the application servers', so that these can grow in number.
 DATABASE_NUMBER = 5
+BACKUP_NUMBER = 6
 
 # Settings whose values no message may show.
 _SECRET_NAME = re.compile(r"password|privateKey", re.I)
+_SECRET_VALUE = re.compile(r"PRIVATE KEY|SECRET-KEY", re.I)
 
 
 class CloudName(StrEnum):
@@ -194,29 +200,55 @@ class ApplicationSettings(_Section):
         return self
 
 
+class BackupSettings(_Section):
+    """The nightly backups, and the server that keeps them. Without `server` there are no backups.
+
+    `recipients` are age's public keys: each of them opens every backup made while it is here. `databases` are saved
+    beside the application's, `paths` (files and folders of the database server) in an archive. `uds init` makes the
+    first recipient, whose identity stays with the operator, and the key with which the database server adds backups.
+    """
+
+    server: bool = True
+    size: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] | None = None
+    recipients: tuple[Recipient, ...] = ()
+    databases: tuple[DatabaseName, ...] = ()
+    paths: tuple[AbsolutePath, ...] = ()
+    public_key: PublicKey | None = None
+    private_key: SshPrivateKey | None = None
+
+    @field_validator("recipients", "databases", "paths")
+    @classmethod
+    def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value, count in Counter(values).items():
+            if count > 1:
+                raise ValueError(f"has {value} {count} times; allowed is once")
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.server:
+            return self
+        if self.public_key is None or self.private_key is None or not self.recipients:
+            raise ValueError(
+                "publicKey, privateKey and recipients are needed by the backup server: run `uds init` to make them, "
+                "or set server to false to have no backups"
+            )
+        one_pair(self.public_key, self.private_key)
+        return self
+
+
 class DeploySettings(_Section):
     """The automation's account. `uds init` makes all of it."""
 
     public_key: PublicKey
-    private_key: Secret
+    private_key: SshPrivateKey
     sudo_password: Secret
     sudo_password_hash: PasswordHash
     bootstrap_seed: Secret
 
-    @field_validator("private_key")
-    @classmethod
-    def _readable(cls, key: SecretStr) -> SecretStr:
-        try:
-            load_ssh_private_key(key.get_secret_value().encode(), password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise ValueError("is not an OpenSSH private key without a passphrase; run `uds init` to make one") from None
-        return key
-
     @model_validator(mode="after")
-    def _one_pair(self) -> Self:
-        private = load_ssh_private_key(self.private_key.get_secret_value().encode(), password=None)
-        if private.public_key() != load_ssh_public_key(self.public_key.encode()):
-            raise ValueError("publicKey does not belong to privateKey; run `uds init` to make a pair")
+    def _fits_together(self) -> Self:
+        one_pair(self.public_key, self.private_key)
         return self
 
 
@@ -257,6 +289,8 @@ class Settings(_Section):
     database: DatabaseSettings
     application: ApplicationSettings = ApplicationSettings()
     deploy: DeploySettings
+    # Checked as well where it is left out, so that what is missing is told.
+    backup: Annotated[BackupSettings, Field(default_factory=dict, validate_default=True)]
     admins: dict[AdminName, AdminSettings] = {}
 
     # Checked field by field, so that a mistake elsewhere hides none of these. `info.data` has the fields above that are
@@ -281,6 +315,16 @@ class Settings(_Section):
                 )
         return ssh
 
+    @field_validator("backup")
+    @classmethod
+    def _other_databases(cls, backup: BackupSettings, info: ValidationInfo) -> BackupSettings:
+        database = info.data.get("database")
+        if database and database.name in backup.databases:
+            raise ValueError(
+                f"databases: {database.name} is saved as the application's; allowed are other databases of the server"
+            )
+        return backup
+
     @field_validator("admins")
     @classmethod
     def _own_keys(cls, admins: dict[str, AdminSettings], info: ValidationInfo) -> dict[str, AdminSettings]:
@@ -302,8 +346,13 @@ class Settings(_Section):
 
     @property
     def database_address(self) -> IPv4Address:
-        """The database server's private address, below the application servers', so that `app.count` can grow."""
+        """The database server's private address."""
         return self.network.address(DATABASE_NUMBER)
+
+    @property
+    def backup_address(self) -> IPv4Address:
+        """The backup server's private address."""
+        return self.network.address(BACKUP_NUMBER)
 
     @property
     def app_size(self) -> str:
@@ -314,6 +363,11 @@ class Settings(_Section):
     def database_size(self) -> str:
         """The database server's size, as the cloud names it."""
         return self.database.size or DEFAULT_SIZES[self.cloud]
+
+    @property
+    def backup_size(self) -> str:
+        """The backup server's size, as the cloud names it."""
+        return self.backup.size or DEFAULT_SIZES[self.cloud]
 
 
 def parse(config: Mapping[str, str]) -> Settings:
@@ -378,8 +432,8 @@ def _complaint(item: ErrorDetails, path: list[str], raw: object) -> str:
             return f" is missing; {maker.get(path[0], 'Pulumi.yaml describes it')}"
         case "extra_forbidden":
             return f" is not a setting; allowed here: {', '.join(_siblings(path))}"
-        case "value_error" if isinstance(_at(raw, path), Mapping) and len(item["loc"]) == len(path):
-            # Said of an object as a whole, it begins with the key in it.
+        case "value_error" if isinstance(_at(raw, path), Mapping | None) and len(item["loc"]) == len(path):
+            # Said of an object as a whole (or of one that was left out), it begins with the key in it.
             return f".{what}"
         case kind if kind in _NOT_A:
             what = f"is not {_NOT_A[kind]}"
@@ -421,5 +475,5 @@ def _at(raw: object, path: list[str]) -> object:
 def _shown(raw: object, path: list[str]) -> str:
     """The value at `path` for an error message, or nothing where it could be a secret."""
     value = _at(raw, path)
-    secret = path[0] in ("deploy", "admins") or _SECRET_NAME.search(path[-1]) or "PRIVATE KEY" in str(value)
+    secret = path[0] in ("deploy", "admins") or _SECRET_NAME.search(path[-1]) or _SECRET_VALUE.search(str(value))
     return "" if secret or not isinstance(value, (str, int, float, bool)) else repr(value)

@@ -4,15 +4,21 @@ A message never carries the value itself: it may be a secret in the wrong place.
 """
 
 import ipaddress
+import os
 import re
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
 from cryptography.x509 import load_pem_x509_certificates
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pyrage import RecipientError, x25519
 
 from components.catalogue import RESERVED_NAMES
 
@@ -84,6 +90,29 @@ def public_key(text: str) -> str:
 PublicKey = Annotated[str, AfterValidator(public_key)]
 
 
+def _readable_key(key: SecretStr) -> SecretStr:
+    try:
+        load_ssh_private_key(key.get_secret_value().encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("is not an OpenSSH private key without a passphrase; run `uds init` to make one") from None
+    return key
+
+
+SshPrivateKey = Annotated[Secret, AfterValidator(_readable_key)]
+
+
+def one_pair(public: str, private: SecretStr) -> None:
+    """Check that two halves of an SSH key are of the same one.
+
+    Raises:
+        ValueError: they aren't.
+    """
+    if load_ssh_private_key(private.get_secret_value().encode(), password=None).public_key() != load_ssh_public_key(
+        public.encode()
+    ):
+        raise ValueError("publicKey does not belong to privateKey; run `uds init` to make a pair")
+
+
 def key_material(key: str) -> str:
     """A public key without its comment: what makes it the same key."""
     return " ".join(key.split()[:2])
@@ -141,6 +170,59 @@ def admin_name(name: str) -> str:
 
 
 AdminName = Annotated[str, AfterValidator(admin_name)]
+
+
+def recipient(text: str) -> str:
+    """Check a public key of age (X25519: `age1...`), to which backups are encrypted.
+
+    Others of age's kinds are refused: the servers' age may be too old for them, or would need a plugin.
+
+    Raises:
+        ValueError: it is something else. The text is never part of the message: it may be an identity.
+    """
+    if "SECRET-KEY" in text.upper():
+        raise ValueError(
+            "is an IDENTITY, which opens backups: keep it to yourself, and make a new one if others could read it; "
+            "allowed is its public key (age1...)"
+        )
+    try:
+        x25519.Recipient.from_str(text.strip())
+    except RecipientError:
+        raise ValueError("is not a public key of age; allowed is age1 and 58 more characters (`age-keygen`)") from None
+    return text.strip()
+
+
+Recipient = Annotated[str, AfterValidator(recipient)]
+
+
+def database_name(name: str) -> str:
+    """Check the name of a database that is saved; it becomes a part of a file's name.
+
+    Raises:
+        ValueError: it isn't one, or belongs to the engine.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise ValueError("is not a database's name; allowed are up to 64 of A-Z, a-z, 0-9, - and _, not - or _ first")
+    if name.lower() in {"mysql", "information_schema", "performance_schema", "sys"}:
+        raise ValueError("belongs to the engine itself; accounts and rights are saved with every backup")
+    return name
+
+
+DatabaseName = Annotated[str, AfterValidator(database_name)]
+
+
+def absolute_path(path: str) -> str:
+    """Check an absolute path, in the one form that it has without links.
+
+    Raises:
+        ValueError: it is relative, has steps that lead nowhere or back, or control characters.
+    """
+    if not path.startswith("/") or path != os.path.normpath(path) or path.startswith("//") or not path.isprintable():
+        raise ValueError("is not an absolute path; allowed is one such as /srv/files, without .., // and / at its end")
+    return path
+
+
+AbsolutePath = Annotated[str, AfterValidator(absolute_path)]
 
 
 def certificates(text: str) -> str:

@@ -22,8 +22,8 @@ Value: TypeAlias = Any
 
 PROJECT_FOLDER = Path(__file__).parent.parent
 
-# Whose other half is a secret: accounts and their keys, certificates and theirs.
-_USELESS_BY_HALF = (f"{PROJECT}:deploy", f"{PROJECT}:admins", "certificate", "caCertificate")
+# Whose other half is a secret: accounts and their keys, certificates and theirs, the keys that backups are made for.
+_USELESS_BY_HALF = (f"{PROJECT}:deploy", f"{PROJECT}:admins", "certificate", "caCertificate", "publicKey", "recipients")
 
 
 def rehearsed_only(stack: str) -> bool:

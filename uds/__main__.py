@@ -15,7 +15,9 @@ from uds import apply as reapply
 from uds import cert as certs
 from uds import init as initialisation
 from uds import ssh as remote_shell
+from uds.backup.command import backup_app
 from uds.certificates import KeyType
+from uds.options import PassphraseFile, Rehearsal, StackName, first_line
 from uds.stack import OperatorError, Stack
 
 app = typer.Typer(
@@ -27,13 +29,9 @@ admin_app = typer.Typer(no_args_is_help=True, help="The people who may log in.")
 app.add_typer(admin_app, name="admin")
 cert_app = typer.Typer(no_args_is_help=True, help="The certificate of the application's HTTPS.")
 app.add_typer(cert_app, name="cert")
+app.add_typer(backup_app, name="backup")
 # No emoji: a fingerprint may have `:AB:` in it, or a key.
 out = Console(highlight=False, emoji=False)
-
-StackName = Annotated[str, typer.Argument(metavar="STACK", help="Name of the stack, such as local or linode.")]
-Rehearsal = Annotated[
-    bool, typer.Option("--rehearsal", help="The rehearsal of a production stack (make up STACK=...).")
-]
 
 Names = Annotated[list[str], typer.Option("--name", help="Host name or address of the server; several times for more.")]
 KeyTypeOption = Annotated[KeyType, typer.Option(help="The key to make.")]
@@ -42,9 +40,7 @@ KeyTypeOption = Annotated[KeyType, typer.Option(help="The key to make.")]
 @app.command()
 def init(
     stack: StackName,
-    passphrase_file: Annotated[
-        Path | None, typer.Option(help="File whose first line is the passphrase, instead of asking.")
-    ] = None,
+    passphrase_file: PassphraseFile = None,
     rehearsal: Rehearsal = False,
 ) -> None:
     """Make all keys and secrets of a stack that it doesn't have yet. Safe to run again."""
@@ -54,7 +50,7 @@ def init(
 
     def passphrase() -> str:
         if passphrase_file:
-            text = passphrase_file.read_text().partition("\n")[0]
+            text = first_line(passphrase_file)
         else:
             text = typer.prompt(
                 "Passphrase for your own copy of the deploy key", hide_input=True, confirmation_prompt=True

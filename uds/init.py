@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from passlib.hash import sha512_crypt
 from pydantic import ValidationError
+from pyrage import DecryptError, x25519
+from pyrage import passphrase as age_passphrase
 
 from components.settings import DATABASE_NUMBER, NetworkSettings
 from uds import certificates
@@ -38,12 +40,7 @@ def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]
     if ("privateKey" in deploy) != ("publicKey" in deploy):
         raise OperatorError("deploy.publicKey and deploy.privateKey belong together: one of them is missing.")
     if "privateKey" not in deploy:
-        key = ed25519.Ed25519PrivateKey.generate()
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
-        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-        stack.set("deploy.privateKey", private, secret=True)
-        stack.set("deploy.publicKey", f"{public} deploy@{stack.name}", secret=False)
-        deploy["privateKey"] = private
+        deploy["privateKey"] = _make_key(stack, "deploy")
         yield "deploy key"
     if "sudoPassword" not in deploy or "sudoPasswordHash" not in deploy:
         password = secrets.token_urlsafe(24)
@@ -62,6 +59,17 @@ def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]
         _save(backup, private_key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, encryption))
         yield f"encrypted copy of the deploy key in {backup}"
     yield from _database(stack, passphrase)
+    yield from _backup(stack, passphrase)
+
+
+def _make_key(stack: Stack, section: str) -> str:
+    """Make an SSH key for a section of the configuration, and return its private half."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    stack.set(f"{section}.privateKey", private, secret=True)
+    stack.set(f"{section}.publicKey", f"{public} {section}@{stack.name}", secret=False)
+    return private
 
 
 def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
@@ -97,6 +105,36 @@ def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
     stack.set("database.privateKey", key, secret=True)
     stack.set("database.certificate", certificate, secret=False)
     yield "the database server's certificate"
+
+
+def _backup(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
+    """The key that adds backups is the database server's; the identity that opens them never leaves the operator."""
+    backup = stack.section("backup")
+    if backup.get("server") in (False, "false"):
+        return
+    if "privateKey" not in backup or "publicKey" not in backup:
+        _make_key(stack, "backup")
+        yield "the key with which the database server adds backups"
+    if backup.get("recipients"):
+        return
+    file = stack.keys / "backup-identity.age"
+    if file.exists():
+        identity = x25519.Identity.from_str(_identity_line(file, passphrase()))
+    else:
+        identity = x25519.Identity.generate()
+        # As age-keygen writes it, encrypted as `age --passphrase` does: `age --decrypt --identity FILE` takes it.
+        text = f"# public key: {identity.to_public()}\n{identity}\n"
+        _save(file, age_passphrase.encrypt(text.encode(), passphrase()))
+    stack.set("backup.recipients[0]", str(identity.to_public()), secret=False)
+    yield f"the identity that opens backups, in {file}: keep a copy elsewhere"
+
+
+def _identity_line(file: Path, passphrase: str) -> str:
+    try:
+        text: str = age_passphrase.decrypt(file.read_bytes(), passphrase).decode()
+    except DecryptError:
+        raise OperatorError(f"{file} can't be opened with this passphrase.") from None
+    return next(line for line in text.splitlines() if line.startswith("AGE-SECRET-KEY-"))
 
 
 def _save(path: Path, text: bytes) -> None:

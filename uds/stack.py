@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ class Stack:
     """A stack and where it lives.
 
     `folder` holds Pulumi.yaml and the stack file, `keys` what the operator keeps for themselves, and `environment` is
-    what Pulumi runs with.
+    what Pulumi runs with. `passphrase_file` has the passphrase of a rehearsal's keys.
     """
 
     name: str
     folder: Path
     keys: Path
     environment: Mapping[str, str]
+    passphrase_file: Path | None = field(default=None, kw_only=True)
 
     @classmethod
     def open(cls, name: str, *, rehearsal: bool = False) -> "Stack":
@@ -42,7 +43,13 @@ class Stack:
             workspace = Workspace(name)
             if not workspace.exists():
                 raise OperatorError(f"There is no rehearsal of {name}: start it with `make up STACK={name}`.")
-            return cls(name, workspace.folder, workspace.folder / "keys", workspace.environment())
+            return cls(
+                name,
+                workspace.folder,
+                workspace.folder / "keys",
+                workspace.environment(),
+                passphrase_file=workspace.passphrase_file,
+            )
         if not (ROOT / f"Pulumi.{name}.yaml").exists():
             known = ", ".join(sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml")))
             raise OperatorError(f"There is no stack {name}: make Pulumi.{name}.yaml first, or use one of {known}.")

@@ -115,10 +115,15 @@ class Rehearsal:
         return done
 
 
-def new_rehearsal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehearsal]:
-    """A rehearsal that isn't up yet; whatever the test did, nothing of it is left afterwards."""
+def new_rehearsal(folder: Path, monkeypatch: pytest.MonkeyPatch, *, backups: bool = False) -> Iterator[Rehearsal]:
+    """A rehearsal that isn't up yet; whatever the test did, nothing of it is left afterwards.
+
+    Only with `backups` it has the third server, which most tests don't need.
+    """
     monkeypatch.setenv("UDS_REHEARSALS", str(folder))
     rehearsal = Rehearsal(folder)
+    Workspace("local").prepare()
+    rehearsal.configure("backup", {"server": backups})
     try:
         yield rehearsal
     finally:
@@ -140,6 +145,15 @@ def up(tmp_path_factory: pytest.TempPathFactory, session_monkeypatch: pytest.Mon
     for rehearsal in new_rehearsal(tmp_path_factory.mktemp("rehearsals"), session_monkeypatch):
         rehearsal.make("up")
         yield rehearsal
+
+
+@pytest.fixture(scope="module")
+def up_with_backups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    """As `up`, with the backup server; of a test file's own, which then doesn't use `up`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for rehearsal in new_rehearsal(tmp_path_factory.mktemp("rehearsals"), patch, backups=True):
+            rehearsal.make("up")
+            yield rehearsal
 
 
 @pytest.fixture

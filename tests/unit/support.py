@@ -10,6 +10,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from pyrage import x25519
 
 from components.settings import PROJECT, Settings, parse
 from uds.certificates import Authority
@@ -26,6 +27,7 @@ SECRETS = (
     "deploy.bootstrapSeed",
     "database.password",
     "database.privateKey",
+    "backup.privateKey",
     "admins.alice.passwordHash",
     "admins.alice.totpSecret",
     "admins.alice.scratchCodes[0]",
@@ -42,6 +44,7 @@ def ed25519_pair() -> tuple[str, str]:
 @cache
 def _valid() -> Config:
     private, public = ed25519_pair()
+    backup_private, backup_public = ed25519_pair()
     authority = Authority.new("Database of test")
     certificate, key = authority.issue_server("db-1", IPv4Address("10.20.0.5"))
     return {
@@ -60,6 +63,11 @@ def _valid() -> Config:
             "caCertificate": authority.certificate_pem,
             "certificate": certificate,
             "privateKey": key,
+        },
+        "backup": {
+            "recipients": [str(x25519.Identity.generate().to_public())],
+            "publicKey": f"{backup_public} backup@test",
+            "privateKey": backup_private,
         },
         "admins": {
             "alice": {

@@ -1,0 +1,101 @@
+"""Nightly backups: made and encrypted on the database server, and kept on the backup server (guide, 3.11.2)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pulumi
+
+from components.files import ServerFile, read_tree
+from components.server import Server
+from components.settings import Settings
+
+# Of the database server.
+PACKAGES = ("age", "zstd")
+
+# Touched when a backup is complete, on the server that made it and on the one that keeps it.
+STAMP = "/var/lib/uds/backup/success"
+
+_FOLDER = Path(__file__).parent
+
+
+def _program(name: str, source: str) -> ServerFile:
+    """A program of ours; what is written in Python is a module here, so that it is checked and tested as one."""
+    return ServerFile(f"/usr/local/sbin/{name}", 0o755, (_FOLDER / source).read_text())
+
+
+def store_files(settings: Settings) -> list[ServerFile]:
+    """The files of the backup server."""
+    values = {"database_address": settings.database_address, "public_key": settings.backup.public_key}
+    return [
+        *read_tree(_FOLDER / "files" / "backup", values),
+        _program("uds-backup-receive", "receive.py"),
+        _program("uds-backup-store", "store.py"),
+        _program("uds-backup-report", "report.sh"),
+    ]
+
+
+def sender_files(settings: Settings) -> list[ServerFile]:
+    """The files of the database server."""
+    backup = settings.backup
+    config = {
+        "address": str(settings.backup_address),
+        "databases": [settings.database.name, *backup.databases],
+        "paths": list(backup.paths),
+    }
+    key = backup.private_key.get_secret_value().strip() + "\n" if backup.private_key else ""
+    return [
+        *read_tree(_FOLDER / "files" / "db", {}),
+        ServerFile("/etc/uds/backup/config.json", 0o600, json.dumps(config, indent=1) + "\n"),
+        ServerFile("/etc/uds/backup/key", 0o600, key),
+        ServerFile("/etc/uds/backup/recipients", 0o600, "".join(f"{one}\n" for one in backup.recipients)),
+        _program("uds-backup", "sender.py"),
+        _program("uds-backup-report", "report.sh"),
+    ]
+
+
+def watch(_settings: Settings) -> str:
+    """What monit is to watch on both servers: that the newest backup isn't too old."""
+    return (
+        f"check file backup with path {STAMP}\n"
+        "    if does not exist for 60 cycles then alert\n"
+        "    if timestamp > 26 hours then alert\n"
+    )
+
+
+class BackupStore(pulumi.ComponentResource):
+    """The backup server's side: an account that only adds, and what it adds to."""
+
+    def __init__(
+        self, name: str, settings: Settings, server: Server, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        """Have `server` take backups from the database server."""
+        super().__init__("uds:backup:Store", name, None, opts)
+        server.apply(name, (_FOLDER / "apply-store.sh").read_text(), files=store_files(settings), parent=self)
+        self.register_outputs({})
+
+
+class Backup(pulumi.ComponentResource):
+    """The database server's side: a backup every night."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        server: Server,
+        store: Server,
+        *,
+        after: Sequence[pulumi.Resource],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """Have `server` make backups every night and bring them to `store`, once what is in `after` is there."""
+        super().__init__("uds:backup:Backup", name, None, opts)
+        server.apply(
+            name,
+            (_FOLDER / "apply.sh").read_text(),
+            files=sender_files(settings),
+            data={"known_hosts": pulumi.Output.format("backup {}\n", store.host_key)},
+            parent=self,
+            after=after,
+        )
+        self.register_outputs({})

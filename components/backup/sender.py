@@ -1,0 +1,499 @@
+#!/usr/bin/python3 -IB
+"""Makes a backup of the databases, encrypts it, and brings it to the backup server (guide, 3.11.2).
+
+Runs as root on the database server. What it reads goes through compression and encryption in one stream: nothing is
+on the disk in clear, and no password is anywhere, since the engine knows root by the socket. The encrypted files wait
+in the spool until the backup server has them; what an outage left there goes with the next run.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+ETC = Path("/etc/uds/backup")
+SPOOL = Path("/var/spool/uds-backup")
+STAMP = Path("/var/lib/uds/backup/success")
+
+# The spool leaves this much of its disk free: a full disk would stop the database.
+RESERVE = 0.05
+
+# The largest pipe that everyone may have. With the usual 64 KiB, programs wait for each other more often.
+PIPE_BYTES = 1 << 20
+BLOCK = 1 << 18
+
+MANIFEST = ".manifest.json"
+PART = ".part"
+
+# mysqldump and mariadb-dump write it when all went well.
+DUMP_END = b"-- Dump completed"
+# An archive of tar ends with two empty records.
+TAR_END = bytes(1024)
+END_BYTES = 1024
+
+SUCCESS = frozenset({0})
+
+# The engine's own programs. `--no-defaults`, so that nobody's file changes what is saved.
+CLIENT = ("--no-defaults", "--protocol=socket", "--user=root")
+DUMP = (
+    *CLIENT,
+    "--single-transaction",
+    "--quick",
+    "--routines",
+    "--events",
+    "--triggers",
+    "--hex-blob",
+    "--no-tablespaces",
+    "--default-character-set=utf8mb4",
+    "--max-allowed-packet=1G",
+)
+# Without the transactions' ids, which belong to one server: a copy in another could not be filled.
+MYSQL_DUMP = (*DUMP, "--set-gtid-purged=OFF")
+
+
+class BackupError(Exception):
+    """A backup, or a part of it, can't be made or brought away. The message says why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What becomes one file of a backup: `begin`, then what a program prints, which must end as it should.
+
+    `allowed` are the program's exit statuses that are no failure.
+    """
+
+    what: str
+    name: str
+    command: Sequence[str]
+    ends: Callable[[bytes], bool]
+    begin: bytes = b""
+    allowed: frozenset[int] = SUCCESS
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a backup, as its manifest names it."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Program:
+    """A program of a stream."""
+
+    def __init__(
+        self, command: Sequence[str], stdin: int | IO[bytes], allowed: frozenset[int] = frozenset({0})
+    ) -> None:
+        """Start it; `allowed` are its exit statuses that are no failure."""
+        self._name, self._allowed = Path(command[0]).name, allowed
+        # A file, which never fills up as a pipe does.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the program
+        self.process = subprocess.Popen(
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0, pipesize=PIPE_BYTES
+        )
+
+    @property
+    def input(self) -> IO[bytes]:
+        """The end of a pipe that it reads."""
+        return _there(self.process.stdin)
+
+    @property
+    def output(self) -> IO[bytes]:
+        """The end of a pipe that it writes."""
+        return _there(self.process.stdout)
+
+    def end(self) -> str:
+        """Wait for it; returns what it said.
+
+        Raises:
+            BackupError: it failed.
+        """
+        status = self.process.wait()
+        with self._complaints as file:
+            file.seek(0)
+            text = file.read().decode(errors="replace").strip()[-500:]
+        if status not in self._allowed:
+            raise BackupError(f"{self._name} failed with {status}: {text or 'it does not say why'}")
+        return f"{self._name}: {text}" if text else ""
+
+
+def encrypt(source: Source, target: Path) -> Entry:
+    """source | zstd | age > target, in constant memory.
+
+    Raises:
+        BackupError: a program failed, the source ended too early, or the disk is full.
+    """
+    begun = time.monotonic()
+    dump = Program(source.command, subprocess.DEVNULL, source.allowed)
+    # One thread: the database and its dump need the other processors.
+    zstd = Program(["zstd", "-q", "-3", "--single-thread"], subprocess.PIPE)
+    age = Program(["age", "--encrypt", "--recipients-file", str(ETC / "recipients")], zstd.output)
+    # age's alone: as long as it is open here too, zstd would not hear that age has ended.
+    zstd.output.close()
+    programs = (age, zstd, dump)
+    kept: list[Entry | Exception] = []
+
+    def keep() -> None:
+        try:
+            kept.append(_keep(age.output, target))
+        except (OSError, BackupError) as error:
+            kept.append(error)
+            # Nobody reads any more.
+            for program in programs:
+                program.process.kill()
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    clear, end = 0, source.begin
+    # It breaks where a program behind it has ended, which says why.
+    with suppress(BrokenPipeError):
+        _write(zstd.input, memoryview(source.begin))
+        for block in _blocks(dump.output):
+            _write(zstd.input, block)
+            clear += len(block)
+            end = (end + block[-END_BYTES:].tobytes())[-END_BYTES:]
+    dump.output.close()
+    zstd.input.close()
+    keeper.join()
+    (entry,) = kept
+    if isinstance(entry, Exception):
+        for program in programs:
+            program.process.wait()
+        raise BackupError(str(entry))
+    # The last one first: those before it only ended because it did.
+    for said in [program.end() for program in programs]:
+        if said:
+            say(f"{source.what}: {said}")
+    if not source.ends(end):
+        raise BackupError("it ends too early, though every program says that all went well")
+    seconds = time.monotonic() - begun
+    say(f"{source.what}: {clear / 1e6:.1f} MB in {seconds:.1f} s, {entry.size / 1e6:.1f} MB encrypted")
+    return entry
+
+
+def _keep(stream: IO[bytes], target: Path) -> Entry:
+    """Write what comes out to the disk, and work out its checksum on the way."""
+    digest, size = hashlib.sha256(), 0
+    # Closed at once where it fails, so that the programs end.
+    with stream, target.open("xb", 0) as file:
+        for block in _blocks(stream):
+            check_space(target.parent)
+            _write(file, block)
+            digest.update(block)
+            size += len(block)
+        os.fsync(file)
+    return Entry(target.name.removesuffix(PART), size, digest.hexdigest())
+
+
+def _blocks(stream: IO[bytes]) -> Iterator[memoryview]:
+    """What comes out of a pipe; each block is there until the next one is asked for."""
+    buffer = memoryview(bytearray(BLOCK))
+    while size := os.readv(stream.fileno(), [buffer]):
+        yield buffer[:size]
+
+
+def _write(stream: IO[bytes], block: memoryview) -> None:
+    while block:
+        block = block[os.write(stream.fileno(), block) :]
+
+
+def _there(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise BackupError("this program has no such pipe")
+    return stream
+
+
+def check_space(folder: Path) -> None:
+    """Keep the reserve of the disk.
+
+    Raises:
+        BackupError: there is no more than that.
+    """
+    status = os.statvfs(folder)
+    if status.f_bavail < RESERVE * status.f_blocks:
+        raise BackupError(f"the disk of {folder} is full: {RESERVE:.0%} of it stay free for the database")
+
+
+class Engine:
+    """MariaDB or MySQL, whichever is here."""
+
+    def __init__(self) -> None:
+        """Find its programs."""
+        self.is_mariadb = shutil.which("mariadb-dump") is not None
+
+    def database(self, run: str, name: str) -> Source:
+        """All of a database: tables, views, triggers, routines and events.
+
+        Raises:
+            BackupError: there is no such database, or the engine doesn't answer.
+        """
+        rows = self._ask(
+            "SELECT schema_name, default_character_set_name, default_collation_name FROM information_schema.schemata"
+        )
+        found = [row[1:] for row in rows if row[0] == name]
+        if not found:
+            raise BackupError("there is no such database")
+        (charset, collation) = found[0]
+        # Of the database that it is loaded into, whatever that is called.
+        begin = f"ALTER DATABASE CHARACTER SET {charset} COLLATE {collation};\n".encode()
+        return Source(name, f"{run}_{name}.sql.zst.age", [*self._dump(), "--", name], _ends_as_a_dump, begin)
+
+    def accounts(self, run: str) -> Source:
+        """The accounts and their rights, as statements.
+
+        Raises:
+            BackupError: the engine doesn't answer.
+        """
+        name = f"{run}.accounts.sql.zst.age"
+        if self.is_mariadb:
+            return Source("accounts", name, [*self._dump(), "--system=users", "--insert-ignore"], _ends_as_a_dump)
+        rows = self._ask(
+            "SELECT user, host FROM mysql.user WHERE user NOT IN ('root', 'mysql.sys', 'mysql.session',"
+            " 'mysql.infoschema', 'debian-sys-maint')"
+        )
+        named = ["@".join("'" + part.replace("\\", "\\\\").replace("'", "\\'") + "'" for part in row) for row in rows]
+        # All accounts before any right: one may be granted another.
+        statements = [f"SHOW CREATE USER {one}" for one in named] + [f"SHOW GRANTS FOR {one}" for one in named]
+        lines = ["\t".join(row) for row in self._ask("SET print_identified_with_as_hex = ON", *statements)]
+        text = "".join(line.replace("CREATE USER", "CREATE USER IF NOT EXISTS", 1) + ";\n" for line in lines)
+        return Source("accounts", name, ["true"], _ends_as_a_dump, f"{text}{DUMP_END.decode()}\n".encode())
+
+    def _dump(self) -> Sequence[str]:
+        return ["mariadb-dump", *DUMP] if self.is_mariadb else ["mysqldump", *MYSQL_DUMP]
+
+    def _ask(self, *statements: str) -> list[list[str]]:
+        """The rows of all answers."""
+        client = ["mariadb" if self.is_mariadb else "mysql", *CLIENT, "--batch", "--raw", "--skip-column-names"]
+        done = subprocess.run(client, input=";\n".join(statements), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BackupError(done.stderr.strip()[-500:])
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def _ends_as_a_dump(end: bytes) -> bool:
+    return end.rpartition(DUMP_END)[2][-1:] == b"\n" and DUMP_END in end
+
+
+def files(run: str, paths: Sequence[str]) -> Source:
+    """Files and folders, as an archive of tar with owners, access lists and attributes."""
+    tar = ["tar", "--create", "--directory=/", "--numeric-owner", "--acls", "--xattrs", "--"]
+    return Source(
+        "files",
+        f"{run}.files.tar.zst.age",
+        [*tar, *(path.lstrip("/") for path in paths)],
+        lambda end: end == TAR_END,
+        # 1: a file changed while it was read, which happens to logs.
+        allowed=frozenset({0, 1}),
+    )
+
+
+class Spool:
+    """The encrypted files that the backup server doesn't have yet. A backup is complete with its manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep them in `folder`."""
+        self._folder = folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one run at a time.
+
+        Raises:
+            BackupError: there is another.
+        """
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BackupError("another backup is running") from None
+            yield
+        finally:
+            os.close(folder)
+
+    def clean(self) -> None:
+        """Remove what is left of a backup that never became complete."""
+        whole = {entry.name for manifest in self._manifests() for entry in _entries(manifest)}
+        for path in self._folder.iterdir():
+            if path.name not in whole and not path.name.endswith(MANIFEST):
+                path.unlink()
+
+    def make(self, run: str, parts: Sequence[tuple[str, Callable[[], Source]]]) -> None:
+        """Make a backup of all parts, or none.
+
+        Raises:
+            BackupError: what can't be made, a line each.
+        """
+        entries, failures = [], []
+        for what, prepare in parts:
+            try:
+                check_space(self._folder)
+                source = prepare()
+                entries.append(encrypt(source, self._folder / (source.name + PART)))
+            except BackupError as error:
+                failures.append(f"{what}: {error}")
+        if failures:
+            self.clean()
+            raise BackupError("\n".join(failures))
+        for entry in entries:
+            (self._folder / (entry.name + PART)).rename(self._folder / entry.name)
+        manifest = self._folder / (run + MANIFEST)
+        text = json.dumps({"id": run, "files": [asdict(entry) for entry in entries]}, indent=1) + "\n"
+        part = manifest.with_name(manifest.name + PART)
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(manifest)
+
+    def push(self, server: "BackupServer") -> Iterator[str]:
+        """Bring everything to the backup server, oldest first; yields what it does not take.
+
+        Raises:
+            UnreachableError: the backup server.
+        """
+        for manifest in self._manifests():
+            try:
+                for entry in _entries(manifest):
+                    path = self._folder / entry.name
+                    # Not there any more: it was taken by an earlier run, which ended before the manifest.
+                    if path.exists():
+                        server.push(path, entry)
+                        path.unlink()
+                content = manifest.read_bytes()
+                server.push(manifest, Entry(manifest.name, len(content), hashlib.sha256(content).hexdigest()))
+                manifest.unlink()
+                say(f"{manifest.name.removesuffix(MANIFEST)}: is on the backup server")
+            except UnreachableError:
+                raise
+            except BackupError as error:
+                yield f"{manifest.name.removesuffix(MANIFEST)}: {error}"
+
+    def waiting(self) -> int:
+        """How many backups the backup server doesn't have yet."""
+        return len(self._manifests())
+
+    def _manifests(self) -> list[Path]:
+        return sorted(self._folder.glob(f"*{MANIFEST}"))
+
+
+def _entries(manifest: Path) -> list[Entry]:
+    return [Entry(**file) for file in json.loads(manifest.read_text())["files"]]
+
+
+class UnreachableError(BackupError):
+    """The backup server does not answer, or the connection broke."""
+
+
+@dataclass(frozen=True)
+class BackupServer:
+    """Where backups are kept. It takes a file at a time, and says nothing of what it has."""
+
+    address: str
+
+    def push(self, path: Path, entry: Entry) -> None:
+        """Hand one file over.
+
+        Raises:
+            UnreachableError: it did not answer.
+            BackupError: it does not take the file.
+        """
+        header = json.dumps(asdict(entry)).encode() + b"\n"
+        with tempfile.TemporaryFile() as complaints, path.open("rb") as file:
+            ssh = subprocess.Popen(self._command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints)
+            # It breaks where the file is refused before all of it is there.
+            with suppress(BrokenPipeError), _there(ssh.stdin) as target:
+                target.write(header)
+                shutil.copyfileobj(file, target, BLOCK)
+            answer = _there(ssh.stdout).read().decode(errors="replace").strip()
+            ssh.wait()
+            complaints.seek(0)
+            said = complaints.read().decode(errors="replace").strip()[-500:]
+        if answer == f"stored {entry.name}":
+            return
+        if answer.startswith("refused: "):
+            raise BackupError(f"the backup server does not take {entry.name}: {answer.removeprefix('refused: ')}")
+        raise UnreachableError(
+            f"the backup server ({self.address}) can't be reached: {said or answer or 'it ended early'}"
+        )
+
+    def _command(self) -> Sequence[str]:
+        options = {
+            "BatchMode": "yes",
+            # The fastest that both have.
+            "Ciphers": "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com",
+            "ConnectTimeout": "15",
+            "GlobalKnownHostsFile": "none",
+            "HostKeyAlias": "backup",
+            "IdentitiesOnly": "yes",
+            "IdentityFile": ETC / "key",
+            # The banner is for people.
+            "LogLevel": "ERROR",
+            "ServerAliveInterval": "15",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": ETC / "known_hosts",
+        }
+        arguments = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        return ["ssh", "-F", "none", "-T", *arguments, f"backup-push@{self.address}"]
+
+
+def say(text: str) -> None:
+    """A line for the journal, or for whoever runs it by hand."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def back_up(settings: dict[str, Any]) -> Iterator[str]:
+    """Make a backup and bring it away; yields what went wrong."""
+    spool = Spool(SPOOL)
+    with spool.locked():
+        spool.clean()
+        run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        engine = Engine()
+        parts: list[tuple[str, Callable[[], Source]]] = [
+            *((name, partial(engine.database, run, name)) for name in settings["databases"]),
+            ("accounts", partial(engine.accounts, run)),
+        ]
+        if settings["paths"]:
+            parts.append(("files", partial(files, run, settings["paths"])))
+        try:
+            spool.make(run, parts)
+        except BackupError as error:
+            yield f"no backup was made:\n{error}"
+        # Also where none was made: earlier ones may be waiting.
+        try:
+            yield from spool.push(BackupServer(settings["address"]))
+        except UnreachableError as error:
+            yield f"{error}; {spool.waiting()} encrypted backups wait in {SPOOL} for the next run"
+
+
+def main() -> int:
+    """Make a backup; the exit status says whether it is on the backup server."""
+    try:
+        problems = list(back_up(json.loads((ETC / "config.json").read_text())))
+    except BackupError as error:
+        problems = [str(error)]
+    except OSError as error:
+        problems = [f"{error}"]
+    for problem in problems:
+        say(f"BACKUP FAILED: {problem}")
+    if not problems:
+        STAMP.touch()
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`uds backup`: backups made, listed and restored from the operator's machine."""
