@@ -134,8 +134,8 @@ BAD: dict[str, Case] = {
     "another's public key": ({"deploy.publicKey": PUBLIC}, "deploy.publicKey", ["does not belong to privateKey"]),
     "no private key": ({"deploy.privateKey": "-----BEGIN"}, "deploy.privateKey", ["OpenSSH private key", "uds init"]),
     # Backups
-    "no keys for backups": ({"backup": None}, "backup.publicKey", ["are needed", "uds init", "server to false"]),
-    "nobody to open backups": ({"backup.recipients": []}, "backup.publicKey", ["recipients are needed"]),
+    "no keys for backups": ({"backup": None}, "backup.publicKey", ["is missing", "uds init", "backup.server to false"]),
+    "nobody to open backups": ({"backup.recipients": []}, "backup.recipients", ["is missing", "uds init"]),
     "another's key for backups": ({"backup.publicKey": PUBLIC}, "backup.publicKey", ["does not belong to privateKey"]),
     "no recipient": ({"backup.recipients": ["alice"]}, "backup.recipients[0]", ["'alice'", "public key of age"]),
     "cut recipient": (
@@ -150,8 +150,8 @@ BAD: dict[str, Case] = {
     "engine's database": ({"backup.databases": ["MySQL"]}, "backup.databases[0]", ["'MySQL'", "engine itself"]),
     "application's database again": (
         {"backup.databases": ["production"]},
-        "backup",
-        ["databases: production is saved as the application's"],
+        "backup.databases",
+        ["production is saved as the application's"],
     ),
     "relative path": ({"backup.paths": ["srv/files"]}, "backup.paths[0]", ["'srv/files'", "such as /srv/files"]),
     "path with a way back": ({"backup.paths": ["/srv/../etc"]}, "backup.paths[0]", ["'/srv/../etc'", "without .."]),
@@ -246,9 +246,8 @@ def test_an_empty_stack_is_told_what_it_needs() -> None:
     with pytest.raises(SettingsError) as raised:
         parse({})
     missing = [line.split(" ")[0] for line in str(raised.value).splitlines()]
-    assert missing == [
-        f"{PROJECT}:{key}" for key in ("cloud", "region", "ssh", "database", "deploy", "backup.publicKey,")
-    ]
+    keys = ("cloud", "region", "ssh", "database", "deploy", "backup.publicKey")
+    assert missing == [f"{PROJECT}:{key}" for key in keys]
 
 
 def test_an_identity_for_a_recipient_is_not_shown() -> None:
