@@ -22,25 +22,26 @@ DATABASE = "bench"
 ROW_BYTES = 260
 FILL = """
 CREATE DATABASE bench;
-CREATE TABLE bench.users (
+USE bench;
+CREATE TABLE users (
     id INT PRIMARY KEY AUTO_INCREMENT, email VARCHAR(100), name VARCHAR(100), hash CHAR(60), created DATETIME, note TEXT
 );
-INSERT INTO bench.users (email, name, hash, created, note)
+INSERT INTO users (email, name, hash, created, note)
     SELECT
         CONCAT('user', seq, '@example.org'),
         CONCAT(ELT(1 + MOD(seq, 5), 'Alice', 'Bob', 'Carol', 'Dave', 'Eve'), ' ', MD5(seq)),
         CONCAT('$2y$12$', LEFT(TO_BASE64(UNHEX(SHA2(seq, 256))), 43), 'abcdefghij'),
         NOW() - INTERVAL seq SECOND,
-        CONCAT('Words that come again, as in a note of number ', seq, ': ', REPEAT('lorem ipsum dolor ', MOD(seq, 5)))
+        CONCAT('{"ip": "', INET_NTOA(CRC32(seq)), '", "agent": "Mozilla/5.0 (X11)", "token": "', SHA1(seq), '"}')
     FROM seq_1_to_ROWS;
 """
 DUMP = f"mariadb-dump --single-transaction --quick --routines --events --triggers --hex-blob {DATABASE}"
-# As it is written there, but for the password; with the key pair that it asks for.
+# As it is written there, but for the password and the order of words that today's openssl wants; with its key pair.
 GUIDE = f"""
 set -e
 mariadb-dump {DATABASE} > production.sql
 tar -pczf backup.tar.gz *.sql
-openssl rand 32 -out backup.passphrase
+openssl rand -out backup.passphrase 32
 openssl enc -aes-256-cbc -pass file:backup.passphrase < backup.tar.gz > backup.tar.gz.enc 2>/dev/null
 openssl rsautl -encrypt -pubin -inkey public-key.pem < backup.passphrase > backup.passphrase.enc 2>/dev/null
 rm backup.tar.gz backup.passphrase
@@ -105,7 +106,7 @@ def main(size: int, runs: int) -> None:
     try:
         with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
             folder = Path(name)
-            shell("openssl genrsa -out key.pem 2048; openssl rsa -in key.pem -out public-key.pem -pubout", folder)
+            shell("{ openssl genrsa -out key 2048; openssl rsa -in key -out public-key.pem -pubout; } 2>&-", folder)
             for _ in range(runs):
                 for way, run in ways.items():
                     started = time.monotonic()
