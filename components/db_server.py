@@ -4,12 +4,13 @@ from ipaddress import IPv4Network
 
 import pulumi
 
+from components import monit, mysql
 from components.accounts import Accounts
 from components.clouds import Cloud
 from components.firewall import Firewall, Rule
-from components.mysql import PACKAGES, MySql
+from components.mysql import MySql
 from components.server import Server, ServerArgs
-from components.settings import Settings
+from components.settings import DEPLOY_USER, Settings
 
 
 def firewall(settings: Settings) -> Firewall:
@@ -35,14 +36,15 @@ class DbServer(pulumi.ComponentResource):
         """Build the server `name`, reached through `bastion`."""
         super().__init__("uds:server:DbServer", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
+        deploy_sources = [f"{bastion.private_address}/32"]
         self.server = Server(
             name,
             ServerArgs(
                 private_address=settings.database_address,
                 size=settings.database_size,
                 firewall=firewall(settings),
-                packages=[*PACKAGES, *settings.database.packages],
-                deploy_sources=[f"{bastion.private_address}/32"],
+                packages=[*mysql.PACKAGES, *monit.PACKAGES, *settings.database.packages],
+                deploy_sources=deploy_sources,
                 bastion=bastion,
                 protect=True,
             ),
@@ -52,4 +54,6 @@ class DbServer(pulumi.ComponentResource):
         )
         Accounts(f"{name}-accounts", settings, self.server, opts=child)
         MySql(f"{name}-mysql", settings, self.server, opts=child)
+        watches = {"database": mysql.watch()}
+        monit.Monit(f"{name}-monit", settings, self.server, {DEPLOY_USER: deploy_sources}, watches, opts=child)
         self.register_outputs({})
