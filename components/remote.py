@@ -152,7 +152,7 @@ class RemoteScript(pulumi.ComponentResource):
     ) -> None:
         """Apply `script` with `files` (installed by its `install_files`) and `data` (texts in `data/NAME`)."""
         super().__init__("uds:remote:Script", name, None, opts)
-        archive = bundle(script, files, data or {})
+        archive = bundle(script, files, {**(data or {}), "name": f"{name}\n"})
         # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
         digest = hmac.new(login.sudo_password.encode(), archive, hashlib.sha256).hexdigest()[:12]
         payload = base64.encodebytes(archive).decode()

@@ -21,4 +21,16 @@ install_files() {
             say "changed: $target"
         fi
     done < <(find files -type f -print0 | sort -z)
+    record_files
+}
+
+# Remembers the checksums of what is there of files/, for monit. Whatever takes a file back calls it again.
+record_files() {
+    local source sums=/var/lib/uds/checksums name
+    name=$(< data/name)
+    mkdir -p "$sums" files
+    find files -type f -print0 | sort -z | while IFS= read -r -d '' source; do
+        [ ! -e "/${source#files/}" ] || sha256sum "/${source#files/}"
+    done > "$sums/.$name"
+    mv "$sums/.$name" "$sums/$name"
 }

@@ -55,8 +55,6 @@ class Server(pulumi.ComponentResource):
     connection: remote.ConnectionArgs
     """For what must run after the server is hardened: let it depend on `hardening`."""
     hardening: RemoteScript
-    files: list[ServerFile]
-    """Every file that was put there so far."""
     applied: list[pulumi.Resource]
     """Every script that was applied so far, for what has to come last."""
 
@@ -135,7 +133,7 @@ class Server(pulumi.ComponentResource):
             data={"digest": digest(files) + "\n"},
             opts=pulumi.ResourceOptions(parent=self, deleted_with=machine),
         )
-        self.files, self.applied = [*files], [self.hardening]
+        self.applied = [self.hardening]
         self.register_outputs({})
 
     def apply(
@@ -158,6 +156,5 @@ class Server(pulumi.ComponentResource):
             data=data,
             opts=pulumi.ResourceOptions(parent=parent, depends_on=[self.hardening, *after]),
         )
-        self.files += files
         self.applied.append(applied)
         return applied

@@ -1,6 +1,5 @@
 """Alerts and watching (guide, 3.10): who logs in, what changes and what fails is told at once, and nothing is lost."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +17,13 @@ PACKAGES = ("monit", "tzdata")
 _FOLDER = Path(__file__).parent
 
 
-def server_files(watches: Mapping[str, str], hardened: Sequence[ServerFile]) -> list[ServerFile]:
-    """Programs, units and monit's own files; and the checksums of those and of all that is `hardened`."""
-    files = read_tree(_FOLDER / "files", {})
-    files += [
-        ServerFile(f"/etc/monit/conf.d/{name}", 0o600, text)
-        for name, text in sorted({"server": watch.server(), **watches}.items())
+def server_files(watches: Mapping[str, str]) -> list[ServerFile]:
+    """Programs, units and monit's own files."""
+    watched = sorted({"server": watch.server(), **watches}.items())
+    return [
+        *read_tree(_FOLDER / "files", {}),
+        *(ServerFile(f"/etc/monit/conf.d/{name}", 0o600, text) for name, text in watched),
     ]
-    sums = {file.path: hashlib.sha256(file.content.encode()).hexdigest() for file in (*hardened, *files)}
-    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
-    return [*files, ServerFile("/etc/uds/checksums", 0o600, lines)]
 
 
 def configuration(settings: Settings, server: str, automation: Mapping[str, Sequence[str]]) -> str:
@@ -61,7 +57,7 @@ def configuration(settings: Settings, server: str, automation: Mapping[str, Sequ
 
 
 class Monit(pulumi.ComponentResource):
-    """Alerts and watching on a server. The last thing that a role puts there: it knows all that was before."""
+    """Alerts and watching on a server. The last thing that a role puts there: what comes later would be missed."""
 
     def __init__(
         self,
@@ -82,7 +78,7 @@ class Monit(pulumi.ComponentResource):
         server.apply(
             name,
             (_FOLDER / "apply.sh").read_text(),
-            files=server_files(watches, server.files),
+            files=server_files(watches),
             data={"alerts.json": configuration(settings, server.name, automation)},
             after=server.applied,
             parent=self,

@@ -2,25 +2,20 @@
 # Alerts and watching: programs, units and monit's files from files/, and the configuration with its secrets from data/.
 readonly CONFIG=/etc/uds/alerts.json
 
-# On a file that it doesn't understand monit doesn't start, and nobody would be told of anything.
-check_monit() {
+# On a file that it doesn't understand monit doesn't start, and nobody would be told of anything. It wants the programs
+# that it starts to be there: they are installed before.
+install_checked() {
     local complaints
-    sed 's:^include /etc:include files/etc:' files/etc/monit/monitrc > monitrc
-    if ! complaints=$(monit -t -c "$PWD/monitrc" 2>&1); then
+    mv files/etc/monit candidate
+    install_files
+    sed "s:^include /etc/monit:include $PWD/candidate:" candidate/monitrc > candidate.rc
+    if ! complaints=$(monit -t -c "$PWD/candidate.rc" 2>&1); then
         say "monit refuses the new files; the old ones stay:"
-        say "${complaints//$PWD\/files/}"
+        say "${complaints//$PWD\/candidate/\/etc\/monit}"
         exit 1
     fi
-}
-
-# Of the files with checksums, the database's other engine has none.
-keep_installed() {
-    local digest path
-    while read -r digest path; do
-        [ -e "$path" ] || [ -e "files$path" ] || continue
-        printf '%s  %s\n' "$digest" "$path"
-    done < files/etc/uds/checksums > checksums
-    mv checksums files/etc/uds/checksums
+    mv candidate files/etc/monit
+    install_files
 }
 
 # What an earlier run watched, and this one doesn't.
@@ -60,9 +55,7 @@ run_unit() {
     fi
 }
 
-check_monit
-keep_installed
-install_files
+install_checked
 install_configuration
 remove_old_watches
 systemctl daemon-reload

@@ -29,7 +29,7 @@ from tests.unit.support import configuration, secret_texts
 from uds.certificates import KeyType, general_names, private_pem, self_signed
 
 COUNTS = (1, 3)
-SCRIPTS = ("hardening-apply", "accounts-apply")
+SCRIPTS = ("hardening-apply", "accounts-apply", "monit-apply")
 OWN_SCRIPTS = {"app": "application-apply", "db": "mysql-apply"}
 
 
@@ -187,7 +187,7 @@ def test_a_command_leaks_nothing_by_its_options(count: int, name: str) -> None:
 
 def test_every_script_is_applied_by_one_constant_command() -> None:
     commands = [command for command in program(3).commands if command.name.endswith("-apply")]
-    assert len(commands) == 12
+    assert len(commands) == 16
     assert len({command.inputs["create"].split(" # ")[0] for command in commands}) == 1
 
 

@@ -41,7 +41,7 @@ def errors(changes: dict[str, object]) -> list[str]:
 # What is wrong -> the key that the message names, and what else it says.
 Case: TypeAlias = tuple[dict[str, object], str, list[str]]
 BAD: dict[str, Case] = {
-    "unknown key": ({"fierwall": "on"}, "fierwall", ["is not a setting", "here: admins, app, application"]),
+    "unknown key": ({"fierwall": "on"}, "fierwall", ["is not a setting", "here: admins, alerts, app, application"]),
     "unknown key in an object": ({"app.cuont": 2}, "app.cuont", ["not a setting", "here: count, packages, size"]),
     "unknown key of an admin": ({"admins.alice.shell": "zsh"}, "admins.alice.shell", ["here: passwordHash"]),
     "text for a number": ({"app.count": "many"}, "app.count", ["'many'", "valid integer"]),

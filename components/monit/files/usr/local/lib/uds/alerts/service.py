@@ -9,6 +9,7 @@ import os
 import pwd
 import socket
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -163,15 +164,16 @@ def _or_end(work: Callable[[], None]) -> Callable[[], None]:
 
 
 def main() -> None:
-    """The entry of the unit: its credential is the configuration, its first descriptor the socket."""
-    config = json.loads((Path(os.environ["CREDENTIALS_DIRECTORY"]) / "alerts.json").read_text())
-    service = Service(config, Path(os.environ["STATE_DIRECTORY"]))
+    """The entry of the unit: standard input is the configuration, and systemd's first descriptor the socket."""
+    service = Service(json.load(sys.stdin), Path(os.environ["STATE_DIRECTORY"]))
     listener = socket.socket(fileno=3)
     work = [service.follow, lambda: service.listen(listener)]
     work += [lambda channel=channel: service.deliver(channel) for channel in service.channels]  # type: ignore[misc]
     threads = [threading.Thread(target=_or_end(one)) for one in work]
     for thread in threads:
         thread.start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
     for thread in threads:
         thread.join()
 
