@@ -86,7 +86,8 @@ class Email:
         return smtplib.SMTP(self.host, self.port, self.place.server, timeout=_SECONDS)
 
     def _message(self, alert: Alert) -> bytes:
-        message = EmailMessage(policy=SMTP)
+        # Nothing is folded: a subject is shorter than a mail's longest line.
+        message = EmailMessage(policy=SMTP.clone(max_line_length=998))
         message["From"], message["To"] = self.sender, ", ".join(self.recipients)
         message["Subject"] = subject(alert, self.place.server)
         message["Date"] = format_datetime(datetime.fromtimestamp(alert.time, UTC))
