@@ -112,14 +112,14 @@ def wait_for_ssh(
     )
 
 
-def bundle(script: str, files: Sequence[ServerFile], data: Mapping[str, str]) -> bytes:
+def bundle(name: str, script: str, files: Sequence[ServerFile], data: Mapping[str, str]) -> bytes:
     """All that a script needs, as one archive; the same contents give the same bytes.
 
     Not compressed: what zlib writes depends on its version, and another operator's would change every digest.
     """
-    entries = [ServerFile("apply", 0o700, PRELUDE.read_text() + script)]
+    entries = [ServerFile("apply", 0o700, PRELUDE.read_text() + script), ServerFile("name", 0o600, f"{name}\n")]
     entries += [ServerFile("files" + file.path, file.mode, file.content) for file in files]
-    entries += [ServerFile(f"data/{name}", 0o600, content) for name, content in data.items()]
+    entries += [ServerFile(f"data/{key}", 0o600, content) for key, content in data.items()]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for entry in sorted(entries, key=lambda entry: entry.path):
@@ -152,7 +152,7 @@ class RemoteScript(pulumi.ComponentResource):
     ) -> None:
         """Apply `script` with `files` (installed by its `install_files`) and `data` (texts in `data/NAME`)."""
         super().__init__("uds:remote:Script", name, None, opts)
-        archive = bundle(script, files, {**(data or {}), "name": f"{name}\n"})
+        archive = bundle(name, script, files, data or {})
         # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
         digest = hmac.new(login.sudo_password.encode(), archive, hashlib.sha256).hexdigest()[:12]
         payload = base64.encodebytes(archive).decode()

@@ -26,11 +26,12 @@ install_files() {
 
 # Remembers the checksums of what is there of files/, for monit. Whatever takes a file back calls it again.
 record_files() {
-    local source sums=/var/lib/uds/checksums name
-    name=$(< data/name)
+    local source file name sums=/var/lib/uds/checksums
+    name=$(< name)
     mkdir -p "$sums" files
     find files -type f -print0 | sort -z | while IFS= read -r -d '' source; do
-        [ ! -e "/${source#files/}" ] || sha256sum "/${source#files/}"
+        file=/${source#files/}
+        [ ! -e "$file" ] || sha256sum "$file"
     done > "$sums/.$name"
     mv "$sums/.$name" "$sums/$name"
 }
