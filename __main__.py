@@ -16,6 +16,10 @@ from components.settings import DEPLOY_USER, SettingsError
 def build() -> None:
     """Declare everything that the stack consists of."""
     settings = configuration.load()
+    if not settings.alerts.has_channel:
+        pulumi.warn(
+            "the stack has no channel for alerts (see `alerts` in Pulumi.yaml): nobody hears of logins and failures"
+        )
     # Before anything is made: it may have to be refused.
     release = application.delivery(settings)
     cloud = cloud_for(settings)

@@ -5,12 +5,13 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 import pulumi
 
+from components import application, monit
 from components.accounts import Accounts
 from components.application import HTTP_PORT, HTTPS_PORT, Application, Delivery
 from components.clouds import Cloud
 from components.firewall import ANYWHERE, Firewall, Redirect, Rule
 from components.server import Server, ServerArgs
-from components.settings import Settings
+from components.settings import DEPLOY_USER, Settings
 
 
 def operators(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -55,14 +56,15 @@ class AppServer(pulumi.ComponentResource):
         """Build the server `name`, which is one of `settings.app_addresses`, with the release of `delivery`."""
         super().__init__("uds:server:AppServer", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
+        deploy_sources = [str(source) for source in operators(settings)]
         self.server = Server(
             name,
             ServerArgs(
                 private_address=settings.app_addresses[name],
                 size=settings.app_size,
                 firewall=firewall(settings),
-                packages=settings.app.packages,
-                deploy_sources=[str(source) for source in operators(settings)],
+                packages=[*monit.PACKAGES, *settings.app.packages],
+                deploy_sources=deploy_sources,
                 jump_targets=jump_targets,
             ),
             settings,
@@ -71,4 +73,6 @@ class AppServer(pulumi.ComponentResource):
         )
         Accounts(f"{name}-accounts", settings, self.server, opts=child)
         Application(f"{name}-application", settings, self.server, delivery, opts=child)
+        watches = {"application": application.watch(settings)}
+        monit.Monit(f"{name}-monit", settings, self.server, {DEPLOY_USER: deploy_sources}, watches, opts=child)
         self.register_outputs({})

@@ -4,12 +4,13 @@ from ipaddress import IPv4Network
 
 import pulumi
 
+from components import backup, monit
 from components.accounts import Accounts
-from components.backup import BackupStore
+from components.backup import PUSH_ACCOUNT, BackupStore
 from components.clouds import Cloud
 from components.firewall import Firewall, Rule
 from components.server import Server, ServerArgs
-from components.settings import Settings
+from components.settings import DEPLOY_USER, Settings
 
 
 def firewall(settings: Settings) -> Firewall:
@@ -37,14 +38,15 @@ class BackupServer(pulumi.ComponentResource):
         """Build the server `name`, reached through `bastion`."""
         super().__init__("uds:server:BackupServer", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
+        deploy_sources = [f"{bastion.private_address}/32"]
         self.server = Server(
             name,
             ServerArgs(
                 private_address=settings.backup_address,
                 size=settings.backup_size,
                 firewall=firewall(settings),
-                packages=(),
-                deploy_sources=[f"{bastion.private_address}/32"],
+                packages=monit.PACKAGES,
+                deploy_sources=deploy_sources,
                 bastion=bastion,
                 protect=True,
             ),
@@ -54,4 +56,6 @@ class BackupServer(pulumi.ComponentResource):
         )
         Accounts(f"{name}-accounts", settings, self.server, opts=child)
         self.ready = BackupStore(f"{name}-backup", settings, self.server, opts=child)
+        automation = {DEPLOY_USER: deploy_sources, PUSH_ACCOUNT: [f"{settings.database_address}/32"]}
+        monit.Monit(f"{name}-monit", settings, self.server, automation, {"backup": backup.watch()}, opts=child)
         self.register_outputs({})

@@ -4,15 +4,15 @@ from ipaddress import IPv4Network
 
 import pulumi
 
+from components import backup, monit, mysql
 from components.accounts import Accounts
-from components.backup import PACKAGES as BACKUP_PACKAGES
 from components.backup import Backup
 from components.backup_server import BackupServer
 from components.clouds import Cloud
 from components.firewall import Firewall, Rule
-from components.mysql import PACKAGES, MySql
+from components.mysql import MySql
 from components.server import Server, ServerArgs
-from components.settings import Settings
+from components.settings import DEPLOY_USER, Settings
 
 
 def firewall(settings: Settings) -> Firewall:
@@ -45,14 +45,20 @@ class DbServer(pulumi.ComponentResource):
         """Build the server `name`, reached through `bastion`; its backups go to `store`."""
         super().__init__("uds:server:DbServer", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
+        deploy_sources = [f"{bastion.private_address}/32"]
         self.server = Server(
             name,
             ServerArgs(
                 private_address=settings.database_address,
                 size=settings.database_size,
                 firewall=firewall(settings),
-                packages=[*PACKAGES, *(BACKUP_PACKAGES if store else ()), *settings.database.packages],
-                deploy_sources=[f"{bastion.private_address}/32"],
+                packages=[
+                    *mysql.PACKAGES,
+                    *monit.PACKAGES,
+                    *(backup.PACKAGES if store else ()),
+                    *settings.database.packages,
+                ],
+                deploy_sources=deploy_sources,
                 bastion=bastion,
                 protect=True,
             ),
@@ -61,7 +67,10 @@ class DbServer(pulumi.ComponentResource):
             opts=child,
         )
         Accounts(f"{name}-accounts", settings, self.server, opts=child)
-        mysql = MySql(f"{name}-mysql", settings, self.server, opts=child)
+        database = MySql(f"{name}-mysql", settings, self.server, opts=child)
+        watches = {"database": mysql.watch()}
         if store:
-            Backup(f"{name}-backup", settings, self.server, store.server, after=[mysql, store.ready], opts=child)
+            Backup(f"{name}-backup", settings, self.server, store.server, after=[database, store.ready], opts=child)
+            watches["backup"] = backup.watch()
+        monit.Monit(f"{name}-monit", settings, self.server, {DEPLOY_USER: deploy_sources}, watches, opts=child)
         self.register_outputs({})

@@ -11,7 +11,7 @@ import jinja2
 
 # Folders on the server whose files only root may read. Everything else is 0644, or 0755 where the repository's file is
 # executable.
-_PRIVATE_FOLDERS = ("/etc/ssh/sshd_config.d/", "/etc/uds/", "/etc/iptables/")
+_PRIVATE_FOLDERS = ("/etc/ssh/sshd_config.d/", "/etc/uds/", "/etc/iptables/", "/etc/monit/")
 _SUDOERS_FOLDER = "/etc/sudoers.d/"
 
 # Undefined names are errors: an empty value in a security setting would pass unnoticed. What is made here is no HTML.

@@ -112,14 +112,14 @@ def wait_for_ssh(
     )
 
 
-def bundle(script: str, files: Sequence[ServerFile], data: Mapping[str, str]) -> bytes:
+def bundle(name: str, script: str, files: Sequence[ServerFile], data: Mapping[str, str]) -> bytes:
     """All that a script needs, as one archive; the same contents give the same bytes.
 
     Not compressed: what zlib writes depends on its version, and another operator's would change every digest.
     """
-    entries = [ServerFile("apply", 0o700, PRELUDE.read_text() + script)]
+    entries = [ServerFile("apply", 0o700, PRELUDE.read_text() + script), ServerFile("name", 0o600, f"{name}\n")]
     entries += [ServerFile("files" + file.path, file.mode, file.content) for file in files]
-    entries += [ServerFile(f"data/{name}", 0o600, content) for name, content in data.items()]
+    entries += [ServerFile(f"data/{key}", 0o600, content) for key, content in data.items()]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for entry in sorted(entries, key=lambda entry: entry.path):
@@ -153,7 +153,7 @@ class RemoteScript(pulumi.ComponentResource):
         """Apply `script` with `files` (installed by its `install_files`) and `data` (texts in `data/NAME`)."""
         super().__init__("uds:remote:Script", name, None, opts)
         known = pulumi.Output.all(**data) if data else pulumi.Output.from_input({})
-        archive = known.apply(lambda known: bundle(script, files, known))
+        archive = known.apply(lambda known: bundle(name, script, files, known))
         # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
         key = login.sudo_password.encode()
         digest = archive.apply(lambda done: hmac.new(key, done, hashlib.sha256).hexdigest()[:12])

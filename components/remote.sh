@@ -21,4 +21,17 @@ install_files() {
             say "changed: $target"
         fi
     done < <(find files -type f -print0 | sort -z)
+    record_files
+}
+
+# Remembers the checksums of what is there of files/, for monit. Whatever takes a file back calls it again.
+record_files() {
+    local source file name sums=/var/lib/uds/checksums
+    name=$(< name)
+    mkdir -p "$sums" files
+    find files -type f -print0 | sort -z | while IFS= read -r -d '' source; do
+        file=/${source#files/}
+        [ ! -e "$file" ] || sha256sum "$file"
+    done > "$sums/.$name"
+    mv "$sums/.$name" "$sums/$name"
 }

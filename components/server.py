@@ -55,6 +55,8 @@ class Server(pulumi.ComponentResource):
     connection: remote.ConnectionArgs
     """For what must run after the server is hardened: let it depend on `hardening`."""
     hardening: RemoteScript
+    applied: list[pulumi.Resource]
+    """Every script that was applied so far, for what has to come last."""
 
     def __init__(
         self, name: str, args: ServerArgs, settings: Settings, cloud: Cloud, opts: pulumi.ResourceOptions | None = None
@@ -131,6 +133,7 @@ class Server(pulumi.ComponentResource):
             data={"digest": digest(files) + "\n"},
             opts=pulumi.ResourceOptions(parent=self, deleted_with=machine),
         )
+        self.applied = [self.hardening]
         self.register_outputs({})
 
     def apply(
@@ -144,7 +147,7 @@ class Server(pulumi.ComponentResource):
         after: Sequence[pulumi.Resource] = (),
     ) -> RemoteScript:
         """Apply a capability's `script` on the hardened server, and after what is in `after`. See `RemoteScript`."""
-        return RemoteScript(
+        applied = RemoteScript(
             name,
             connection=self.connection,
             login=self._login,
@@ -153,3 +156,5 @@ class Server(pulumi.ComponentResource):
             data=data,
             opts=pulumi.ResourceOptions(parent=parent, depends_on=[self.hardening, *after]),
         )
+        self.applied.append(applied)
+        return applied

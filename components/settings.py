@@ -35,6 +35,8 @@ from components.values import (
     AdminName,
     Certificates,
     DatabaseName,
+    HostName,
+    MailAddress,
     Package,
     PasswordHash,
     PublicKey,
@@ -42,6 +44,7 @@ from components.values import (
     Secret,
     Source,
     SshPrivateKey,
+    TimeZone,
     Whole,
     belongs_together,
     key_material,
@@ -60,7 +63,7 @@ DATABASE_NUMBER = 5
 BACKUP_NUMBER = 6
 
 # Settings whose values no message may show.
-_SECRET_NAME = re.compile(r"password|privateKey", re.I)
+_SECRET_NAME = re.compile(r"password|privateKey|token|webhook", re.I)
 _SECRET_VALUE = re.compile(r"PRIVATE KEY|SECRET-KEY", re.I)
 
 
@@ -276,6 +279,58 @@ class AdminSettings(_Section):
         return value
 
 
+class EmailSettings(_Section):
+    """A mail server that alerts go through, always inside TLS: from the beginning (`tls`), or from STARTTLS on."""
+
+    host: HostName
+    port: Annotated[Whole, Field(ge=1, le=65535)]
+    security: Literal["starttls", "tls"]
+    user: str
+    password: Secret
+    sender: MailAddress
+    recipients: Annotated[tuple[MailAddress, ...], Field(min_length=1)]
+
+
+class SlackSettings(_Section):
+    """An incoming webhook of Slack, whose address is a secret."""
+
+    webhook: Secret
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_https(cls, webhook: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"https://[A-Za-z0-9.:\[\]-]+/[!-~]*", webhook.get_secret_value()):
+            raise ValueError("is not the address of a webhook; allowed is https://HOST/PATH, as Slack shows it")
+        return webhook
+
+
+class PushoverSettings(_Section):
+    """An application (`token`) and a user or group (`user`) of Pushover."""
+
+    token: Secret
+    user: Secret
+
+
+class AlertSettings(_Section):
+    """Where alerts go, any number of channels at once, and which logins raise none.
+
+    Logins from `allowed_sources` are written to the journal only. `ca_certificate` (PEM) is an authority of one's own
+    that the channels' certificates may be signed by, beside those that everybody trusts.
+    """
+
+    email: EmailSettings | None = None
+    slack: SlackSettings | None = None
+    pushover: PushoverSettings | None = None
+    allowed_sources: tuple[Source, ...] = ()
+    timezone: TimeZone = "UTC"
+    ca_certificate: Certificates | None = None
+
+    @property
+    def has_channel(self) -> bool:
+        """Whether anybody would hear of an alert."""
+        return bool(self.email or self.slack or self.pushover)
+
+
 class Settings(_Section):
     """All that a stack's configuration says."""
 
@@ -287,6 +342,7 @@ class Settings(_Section):
     app: AppSettings = AppSettings()
     database: DatabaseSettings
     application: ApplicationSettings = ApplicationSettings()
+    alerts: AlertSettings = AlertSettings()
     deploy: DeploySettings
     # Checked as well where it is left out, so that what is missing is told.
     backup: Annotated[BackupSettings, Field(default_factory=dict, validate_default=True)]

@@ -8,6 +8,7 @@ import os
 import re
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
+from zoneinfo import available_timezones
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
@@ -154,6 +155,22 @@ def _source(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_network)]
 Source = Annotated[Network, AfterValidator(_source)]
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$", description="a package name")]
+
+
+HostName = Annotated[
+    str, Field(pattern=r"^(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?$")
+]
+# As a mail server takes it, without a name beside it (RFC 5321, in ASCII).
+MailAddress = Annotated[str, Field(pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+$")]
+
+
+def _time_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError("is not a time zone; allowed are names such as UTC or Europe/Berlin (IANA's list)")
+    return name
+
+
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
 
 
 def admin_name(name: str) -> str:

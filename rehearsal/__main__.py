@@ -195,6 +195,8 @@ def _summary(workspace: Workspace, stack: Stack, seconds: float) -> None:
         out.print(
             f"Call it     curl --cacert {certificate} --resolve {host}:443:{address} https://{host}/", soft_wrap=True
         )
+    if not {"email", "slack", "pushover"} & set(stack.section("alerts")):
+        out.print("Alerts      to the servers' journals only: see `alerts` in Pulumi.yaml")
     out.print("Prove it    make test")
     out.print(f"Remove it   make down STACK={stack.name}")
 

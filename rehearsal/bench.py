@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -16,15 +17,19 @@ from rich.console import Console
 from rich.table import Table
 
 from components.settings import parse
+from rehearsal.realm import Realm
+from rehearsal.sinks import Sinks
 from rehearsal.visitor import Visitor
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
-from uds import ssh
+from uds import admin, ssh
 from uds.stack import OperatorError, Stack
 
 RUNS = 7
 SWITCHES = 3
 STREAM_BYTES = 10**9
 STREAM_RUNS = 3
+LOGINS = 20
+PERSON = "bench"
 
 
 def measure(stack: str, out: Console) -> None:
@@ -43,6 +48,7 @@ def measure(stack: str, out: Console) -> None:
             opened = Stack.open(stack, rehearsal=True)
             away = _release_switch(opened, Path(name))
             backup = _backup_stream(opened)
+            alert = _alert(opened, Path(name), [*driver, "up", stack])
         finally:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
     table = Table("what", "seconds")
@@ -52,6 +58,7 @@ def measure(stack: str, out: Console) -> None:
     table.add_row("ratio", f"{ours / empty:.2f}")
     if away is not None:
         table.add_row(f"release switch: nobody answers on 443 (longest of {SWITCHES})", f"{away:.2f}")
+    table.add_row(f"login to alert, from the start of the connection (median of {LOGINS})", f"{alert:.2f}")
     out.print(table)
     if backup is not None:
         out.print(backup)
@@ -132,6 +139,34 @@ def _backup_stream(stack: Stack) -> Table | None:
         table.add_row(what, f"{statistics.median(seconds[way]):.1f}", f"{ratio:.2f} times as fast")
     table.add_row("most memory of the stream", f"{found['memory'] / 2**20:.0f} MiB", "")
     return table
+
+
+def _alert(stack: Stack, temporary: Path, up: Sequence[str]) -> float:
+    """Seconds from the moment that somebody calls sshd until the alert of their login is in the mail server."""
+    workspace = Workspace(stack.name)
+    realm = Realm.open(workspace.folder)
+    key = temporary / "key"
+    _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], PROJECT_FOLDER, os.environ)
+    admin.add(stack, PERSON, [key.with_suffix(".pub").read_text()], secrets.token_urlsafe(12) + "aA1!")
+    with Sinks(realm.operator_v4) as sinks:
+        workspace.set_section("alerts", sinks.settings())
+        _run(up, PROJECT_FOLDER, os.environ)
+        # By key alone: a code works once in half a minute.
+        rule = f"Match User {PERSON}\nAuthenticationMethods publickey\nMatch all\n"
+        write = "cat > /etc/ssh/sshd_config.d/00-bench.conf && systemctl restart ssh"
+        realm.power.exec(realm.machine(f"{stack.name}-app-1").number, ["sh", "-c", write], stdin=rule)
+        options = (f"User {PERSON}", f"IdentityFile {key}", "IdentitiesOnly yes", "IdentityAgent none")
+        config = ssh.write_config(temporary, stack.outputs(), *options)
+        took = []
+        for number in range(LOGINS):
+            begun = time.monotonic()
+            _run(["ssh", "-F", str(config), "app-1", "true"], PROJECT_FOLDER, os.environ)
+            while len(told := sinks.of("email", f"SSH login: {PERSON}")) <= number:
+                if time.monotonic() > begun + 60:
+                    raise OperatorError(f"{stack.name}: no alert came of a login")
+                time.sleep(0.01)
+            took.append(told[number].moment - begun)
+    return statistics.median(took)
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -7,10 +7,12 @@ from typing import Annotated
 import segno
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress
 from rich.table import Table
 
 from uds import admin as admins
+from uds import alert as alerts
 from uds import apply as reapply
 from uds import cert as certs
 from uds import init as initialisation
@@ -30,6 +32,8 @@ app.add_typer(admin_app, name="admin")
 cert_app = typer.Typer(no_args_is_help=True, help="The certificate of the application's HTTPS.")
 app.add_typer(cert_app, name="cert")
 app.add_typer(backup_app, name="backup")
+alert_app = typer.Typer(no_args_is_help=True, help="The alerts of the servers.")
+app.add_typer(alert_app, name="alert")
 # No emoji: a fingerprint may have `:AB:` in it, or a key.
 out = Console(highlight=False, emoji=False)
 
@@ -176,6 +180,18 @@ def _print_certificate(facts: certs.Facts) -> None:
         out.print(f"{what:<10} {value}", markup=False, soft_wrap=True)
     for warning in certs.warnings(facts):
         out.print(warning, style="yellow", markup=False)
+
+
+@alert_app.command("test")
+def alert_test(stack: StackName, rehearsal: Rehearsal = False) -> None:
+    """Send an alert through every channel from every server, and show the answers; exits 1 if one wasn't taken."""
+    answers = alerts.test(Stack.open(stack, rehearsal=rehearsal))
+    table = Table("server", "channel", "answer")
+    for answer in answers:
+        table.add_row(answer.server, answer.channel, escape(answer.words), style=None if answer.taken else "red")
+    out.print(table)
+    if not all(answer.taken for answer in answers):
+        raise typer.Exit(1)
 
 
 @app.command()

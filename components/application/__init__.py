@@ -13,6 +13,7 @@ from pulumi_command import remote
 from components.application.release import Release, pack
 from components.files import ServerFile, read_tree
 from components.firewall import METADATA_V4, METADATA_V6
+from components.monit.watch import certificate, https
 from components.server import Server
 from components.settings import DEPLOY_USER, PROJECT, PROJECT_FOLDER, Settings
 
@@ -129,6 +130,14 @@ def delivery(settings: Settings) -> Delivery | None:
     new.write_bytes(release.archive)
     new.replace(file)
     return Delivery(release, file, command)
+
+
+def watch(settings: Settings) -> str:
+    """What monit watches of it: that it answers, if the stack delivers one, and its certificate."""
+    watched = certificate("application-certificate", CERTIFICATE_FILE)
+    if settings.application.release is not None:
+        watched += "\n" + https("application", HTTPS_PORT, settings.application.health_path)
+    return watched
 
 
 class Application(pulumi.ComponentResource):

@@ -135,6 +135,7 @@ restore() {
             rm -f "${MANAGED[i]}"
         fi
     done
+    record_files
 }
 
 # The unit as it is in files/, and nothing beside it that changes it.
@@ -257,6 +258,7 @@ mkdir -m 0700 "$NEW"
 
 if [ ! -e data/release ]; then
     remove_service
+    record_files
     place config-production.json "$BASE/config/config-production.json"
     place database-ca.pem "$BASE/config/database-ca.pem"
     place certificate.pem "$BASE/ssl/certificate.pem"

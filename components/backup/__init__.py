@@ -58,7 +58,7 @@ def sender_files(settings: Settings) -> list[ServerFile]:
     ]
 
 
-def watch(_settings: Settings) -> str:
+def watch() -> str:
     """What monit is to watch on both servers: that the newest backup isn't too old."""
     return (
         f"check file backup with path {STAMP}\n"

@@ -11,6 +11,7 @@ import pulumi
 from pydantic import SecretStr
 
 from components.files import ServerFile, read_tree
+from components.monit.watch import WATCH, certificate, program
 from components.server import Server
 from components.settings import Settings
 
@@ -74,6 +75,12 @@ def _accounts(settings: Settings) -> list[dict[str, object]]:
         for user, password, rights in users
         for address in settings.app_addresses.values()
     ]
+
+
+def watch() -> str:
+    """What monit watches of it: that it answers, and its certificate."""
+    database = program("database", f"{WATCH} database", cycles=2)
+    return f"{database}\n{certificate('database-certificate', '/etc/mysql/tls/server-cert.pem')}"
 
 
 class MySql(pulumi.ComponentResource):

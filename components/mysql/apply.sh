@@ -60,6 +60,7 @@ put_back() {
     for file in "$config" "$unit" "${pem_files[@]}"; do
         if [ -e "previous$file" ]; then cp -a "previous$file" "$file"; else rm -f "$file"; fi
     done
+    record_files
     systemctl daemon-reload
 }
 

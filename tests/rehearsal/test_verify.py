@@ -107,6 +107,10 @@ DAMAGES = {
     "journal-is-kept": Damage(
         "app-1", "mv /var/log/journal /var/log/j", "mv /var/log/j /var/log/journal", "does not exist"
     ),
+    "alerts-are-raised": Damage(
+        "db-1", "systemctl stop uds-changes", "systemctl start uds-changes", "uds-changes.service does not run"
+    ),
+    "all-is-watched": Damage("db-1", "monit unmonitor disk", "monit monitor disk", "monit says of disk"),
     "kernel-settings": Damage(
         "app-1",
         _network("app-1", "sysctl -qw net.ipv4.conf.eth0.accept_redirects=1"),

@@ -271,5 +271,5 @@ def test_the_programs_on_the_servers_need_nothing_that_is_not_pythons_own() -> N
 
 
 def test_the_age_of_the_newest_backup_is_watched() -> None:
-    assert str(STAMP) in watch(settings())
-    assert "26 hours" in watch(settings())
+    assert str(STAMP) in watch()
+    assert "26 hours" in watch()

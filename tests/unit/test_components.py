@@ -29,7 +29,7 @@ from tests.unit.support import configuration, secret_texts
 from uds.certificates import KeyType, general_names, private_pem, self_signed
 
 COUNTS = (1, 3)
-SCRIPTS = ("hardening-apply", "accounts-apply")
+SCRIPTS = ("hardening-apply", "accounts-apply", "monit-apply")
 OWN_SCRIPTS = {"app": ["application-apply"], "db": ["mysql-apply", "backup-apply"], "backup": ["backup-apply"]}
 # Reached through the bastion.
 PRIVATE = {"db-1": "10.20.0.5", "backup-1": "10.20.0.6"}

@@ -29,22 +29,23 @@ FILES = [ServerFile("/etc/a.conf", 0o644, "a\n"), ServerFile("/usr/local/sbin/b"
 
 
 def test_the_same_contents_give_the_same_bytes() -> None:
-    first = bundle("true\n", FILES, {"one": "1", "two": "2"})
-    assert bundle("true\n", FILES[::-1], {"two": "2", "one": "1"}) == first
+    first = bundle("work", "true\n", FILES, {"one": "1", "two": "2"})
+    assert bundle("work", "true\n", FILES[::-1], {"two": "2", "one": "1"}) == first
     with tarfile.open(fileobj=io.BytesIO(first)) as archive:
         assert {member.mtime for member in archive} == {0}
-    assert bundle("true\n", FILES, {"one": "1", "two": "3"}) != first
-    assert bundle("false\n", FILES, {"one": "1", "two": "2"}) != first
+    assert bundle("work", "true\n", FILES, {"one": "1", "two": "3"}) != first
+    assert bundle("work", "false\n", FILES, {"one": "1", "two": "2"}) != first
 
 
 def test_a_bundle_holds_script_files_and_data_with_their_modes() -> None:
-    with tarfile.open(fileobj=io.BytesIO(bundle("echo hi\n", FILES, {"secret": "päss"})), mode="r") as archive:
+    with tarfile.open(fileobj=io.BytesIO(bundle("work", "echo hi\n", FILES, {"secret": "päss"})), mode="r") as archive:
         found = {member.name: (member.mode, archive.extractfile(member)) for member in archive}
         assert {name: mode for name, (mode, _) in found.items()} == {
             "apply": 0o700,
             "data/secret": 0o600,
             "files/etc/a.conf": 0o644,
             "files/usr/local/sbin/b": 0o755,
+            "name": 0o600,
         }
         texts = {name: stream.read().decode() for name, (_, stream) in found.items() if stream}
     assert texts["apply"] == remote.PRELUDE.read_text() + "echo hi\n"
@@ -108,6 +109,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     prelude = remote.PRELUDE.read_text()
     for found, instead in (
         ("target=/$", f"target={tmp_path}/root/$"),
+        ("file=/$", f"file={tmp_path}/root/$"),
+        ("=/var/lib/uds/", f"={tmp_path}/state/"),
         ("-o root -g root ", ""),
         ("$mode root", "$mode $(id -un)"),
     ):
@@ -206,6 +209,15 @@ def test_files_are_installed_once_and_mended_when_they_drift(server: Server) -> 
     assert installed(server) == whole
     # The script's own umask doesn't close folders that others need.
     assert stat.S_IMODE((server.root / "root/usr/local").stat().st_mode) == 0o755
+
+
+def test_what_is_there_in_the_end_is_remembered_for_monit(server: Server) -> None:
+    server.apply(f"install_files\necho other > {server.root}/root/etc/a.conf\nrecord_files\n", FILES)
+    sums = (server.root / "state/checksums/work").read_text()
+    assert subprocess.run(["sha256sum", "--check", "-"], input=sums, text=True, capture_output=True, check=True)
+    assert [line.partition("/root")[2] for line in sums.splitlines()] == ["/etc/a.conf", "/usr/local/sbin/b"]
+    server.apply("record_files\n")
+    assert (server.root / "state/checksums/work").read_text() == ""
 
 
 def test_a_file_that_others_read_is_never_there_by_half(server: Server) -> None:

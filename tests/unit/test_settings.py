@@ -32,6 +32,15 @@ SK_ED25519 = (
 ALLOWED_KEYS = "allowed is one line of an OpenSSH public key: ssh-ed25519"
 RECIPIENT = configuration()["backup"]["recipients"][0]
 ADMIN = configuration()["admins"]["alice"]
+EMAIL = {
+    "host": "mail.example.org",
+    "port": 587,
+    "security": "starttls",
+    "user": "alerts",
+    "password": "n0-vKq8sPb2hYwz4",
+    "sender": "alerts@example.org",
+    "recipients": ["ops@example.org"],
+}
 
 
 def errors(changes: dict[str, object]) -> list[str]:
@@ -43,7 +52,7 @@ def errors(changes: dict[str, object]) -> list[str]:
 # What is wrong -> the key that the message names, and what else it says.
 Case: TypeAlias = tuple[dict[str, object], str, list[str]]
 BAD: dict[str, Case] = {
-    "unknown key": ({"fierwall": "on"}, "fierwall", ["is not a setting", "here: admins, app, application"]),
+    "unknown key": ({"fierwall": "on"}, "fierwall", ["is not a setting", "here: admins, alerts, app, application"]),
     "unknown key in an object": ({"app.cuont": 2}, "app.cuont", ["not a setting", "here: count, packages, size"]),
     "unknown key of an admin": ({"admins.alice.shell": "zsh"}, "admins.alice.shell", ["here: passwordHash"]),
     "text for a number": ({"app.count": "many"}, "app.count", ["'many'", "valid integer"]),
@@ -157,6 +166,27 @@ BAD: dict[str, Case] = {
     "path with a way back": ({"backup.paths": ["/srv/../etc"]}, "backup.paths[0]", ["'/srv/../etc'", "without .."]),
     "path with an end": ({"backup.paths": ["/srv/"]}, "backup.paths[0]", ["'/srv/'"]),
     "path of two lines": ({"backup.paths": ["/srv\n/etc"]}, "backup.paths[0]", ["absolute path"]),
+    # Alerts
+    "mail without TLS": ({"alerts.email": {**EMAIL, "security": "none"}}, "alerts.email.security", ["'starttls' or"]),
+    "mail to nobody": ({"alerts.email": {**EMAIL, "recipients": []}}, "alerts.email.recipients", ["at least 1 item"]),
+    "half a mail address": (
+        {"alerts.email": {**EMAIL, "recipients": ["a\nBcc: b@example.org"]}},
+        "alerts.email.recipients[0]",
+        ["pattern"],
+    ),
+    "a URL for a host": ({"alerts.email": {**EMAIL, "host": "smtp://mail.test"}}, "alerts.email.host", ["pattern"]),
+    "webhook without TLS": (
+        {"alerts.slack": {"webhook": "http://hooks.slack.com/services/T/B/x"}},
+        "alerts.slack.webhook",
+        ["https://HOST/PATH"],
+    ),
+    "no user at Pushover": ({"alerts.pushover": {"token": "t0ken"}}, "alerts.pushover.user", ["is missing"]),
+    "regular expression for a network": (
+        {"alerts.allowedSources": ["198\\.51\\..*"]},
+        "alerts.allowedSources[0]",
+        ["CIDR notation"],
+    ),
+    "unknown time zone": ({"alerts.timezone": "Berlin"}, "alerts.timezone", ["'Berlin'", "Europe/Berlin"]),
     # Secrets
     "empty secret": ({"deploy.sudoPassword": "  "}, "deploy.sudoPassword", ["is empty", "uds init"]),
     "plain password for a hash": ({"deploy.sudoPasswordHash": "hunter22"}, "deploy.sudoPasswordHash", ["$6$ or $y$"]),
@@ -373,3 +403,20 @@ def test_a_server_more_leaves_the_others_where_they_are() -> None:
     assert addresses(1) == [("app-1", "10.20.0.11")]
     assert all(addresses(count + 1)[:count] == addresses(count) for count in range(1, 50))
     assert settings({"app.count": 50}).database_address == settings().database_address
+
+
+def test_an_alert_channels_secrets_are_in_no_message() -> None:
+    changes = {
+        "alerts.email": {**EMAIL, "port": 0},
+        "alerts.slack": {"webhook": "http://T0/B0/s3cret"},
+        "alerts.pushover": {"token": "change-me", "user": "u5er"},
+    }
+    text = "\n".join(errors(changes))
+    assert not [secret for secret in (EMAIL["password"], "s3cret", "u5er") if str(secret) in text]
+
+
+def test_a_stack_may_have_any_number_of_channels() -> None:
+    assert not settings().alerts.has_channel
+    webhook = "https://hooks.slack.com/services/T0/B0/x-y_Z"
+    assert settings({"alerts.slack": {"webhook": webhook}}).alerts.has_channel
+    assert settings({"alerts.email": EMAIL}).alerts.email
