@@ -197,7 +197,7 @@ def test_a_command_leaks_nothing_by_its_options(count: int, name: str) -> None:
 
 def test_every_script_is_applied_by_one_constant_command() -> None:
     commands = [command for command in program(3).commands if command.name.endswith("-apply")]
-    assert len(commands) == 16
+    assert len(commands) == 21
     assert len({command.inputs["create"].split(" # ")[0] for command in commands}) == 1
 
 

@@ -94,7 +94,7 @@ def host(firewall: Firewall, version: int) -> Ruleset:
     return Ruleset(rules_v4(firewall) if version == 4 else rules_v6(firewall))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(firewalls_and_packets())
 def test_every_rendering_gives_the_models_verdict(case: tuple[Firewall, list[Packet]]) -> None:
     firewall, packets = case
@@ -108,7 +108,7 @@ def test_every_rendering_gives_the_models_verdict(case: tuple[Firewall, list[Pac
         assert aws_accepts(cloud, packet) == (verdict is not None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(firewalls_and_packets())
 def test_only_new_connections_that_begin_properly_are_judged(case: tuple[Firewall, list[Packet]]) -> None:
     firewall, packets = case
@@ -125,7 +125,7 @@ def test_only_new_connections_that_begin_properly_are_judged(case: tuple[Firewal
             assert ruleset.delivered(replace(probe, syn=False)) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(firewalls(), V4 | V6)
 def test_a_redirects_target_is_never_reached_directly(firewall: Firewall, source: IPv4Address | IPv6Address) -> None:
     for redirect in firewall.redirects:
@@ -135,7 +135,7 @@ def test_a_redirects_target_is_never_reached_directly(firewall: Firewall, source
         assert not linode_accepts(cloud_rules(firewall), packet)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(firewalls(), st.randoms())
 def test_the_order_of_sources_changes_nothing(firewall: Firewall, random: Random) -> None:
     def shuffled(sources: tuple[Network, ...]) -> tuple[Network, ...]:

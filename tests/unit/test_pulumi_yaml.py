@@ -88,7 +88,7 @@ def test_every_field_is_described_with_its_default_and_limits(section: str, name
     said = re.search(rf"\b{name}: ((?:(?!\b\w+: ).)+)", description)
     assert said
     if field.get("default") or field.get("default") is False:
-        assert f"(default {str(field['default']).lower()}" in said[1]
+        assert f"(default {field['default']}".lower() in said[1].lower()
     if "minimum" in field:
         assert f"{field['minimum']} to {field['maximum']}" in said[1]
 
