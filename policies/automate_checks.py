@@ -181,19 +181,6 @@ def _deletion(resource: Resource, _config: Config) -> Violations:
 
 
 @GUIDELINE.rule(
-    "managed-database-without-updates",
-    "A managed database installs its minor versions itself",
-    section="3",
-    severity=Severity.MEDIUM,
-    types=["aws:rds/instance:Instance", "aws:rds/clusterInstance:ClusterInstance"],
-    steps="Remove autoMinorVersionUpgrade, or set it to true.",
-)
-def _minor_versions(resource: Resource, _config: Config) -> Violations:
-    if resource.props.get("autoMinorVersionUpgrade") is False:
-        yield "stays on its minor version"
-
-
-@GUIDELINE.rule(
     "password-rules-missing",
     "A first boot that makes accounts also sets rules for passwords",
     section="3.4",
@@ -228,17 +215,3 @@ def _versions(resource: PolicyResource, _config: Config, stack: Stack) -> Violat
         if other.resource_type in kinds and any(bucket.urn == resource.urn for bucket in linked(other, "bucket")):
             return
     yield "keeps no versions"
-
-
-@GUIDELINE.rule(
-    "watchdog-off",
-    "A server that stops by itself is started again",
-    section="3.10",
-    severity=Severity.LOW,
-    types=[LINODE_INSTANCE],
-    steps="Remove watchdogEnabled, or set it to true.",
-    level=EnforcementLevel.ADVISORY,
-)
-def _watchdog(resource: Resource, _config: Config) -> Violations:
-    if resource.props.get("watchdogEnabled") is False:
-        yield "stays off when it has stopped"

@@ -1,7 +1,6 @@
 """The firewall that a server is told to have, and how it differs from the cloud's in front of it."""
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import collapse_addresses, ip_network
@@ -68,7 +67,7 @@ def _read(text: str, family: int) -> HostFirewall:
 
 def _accepted(line: str, family: int) -> Iterator[tuple[Opening, bool]]:
     """What a line accepts from others: openings, and whether the port is the public one already."""
-    words = shlex.split(line)
+    words = line.split()
     options = dict(pairwise(words))
     chain = options.get("-A") or options.get("-I")
     protocol = options.get("-p", "all")

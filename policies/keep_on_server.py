@@ -179,18 +179,3 @@ def _parameter(resource: Resource, _config: Config) -> Violations:
         yield "is called a secret and stored as plain text"
     for what in secrets_in(str(resource.props.get("value") or "")):
         yield f"has {what} in plain text"
-
-
-@GUIDELINE.rule(
-    "private-key-on-runner",
-    "A private key isn't copied to a server as a file of this machine",
-    section="4.5",
-    severity=Severity.HIGH,
-    types=["command:remote:CopyToRemote"],
-    steps="Make keys on the server that uses them, or bring them on the standard input of a command, as a secret.",
-)
-def _copied_key(resource: Resource, _config: Config) -> Violations:
-    path = str(getattr(resource.props.get("source"), "path", "") or "")
-    target = str(resource.props.get("remotePath") or "")
-    if any(re.search(r"(^|/)(id_(rsa|ed25519|ecdsa)|[^/]*\.(key|p12|pfx))$", name) for name in (path, target)):
-        yield "copies a private key"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pulumi_policy import EnforcementLevel, Severity
+from pulumi_policy import Severity
 
 from policies.policy import Config, Guideline, Option, Properties, Resource, Violations, each, given
 from policies.resources import COMMAND, FIREWALLS, TELL_SERVERS, openings
@@ -183,19 +183,6 @@ def _token_scopes(resource: Resource, _config: Config) -> Violations:
 
 
 @GUIDELINE.rule(
-    "linode-user-unrestricted",
-    "A user of the Linode account has grants for what they do",
-    section="4",
-    severity=Severity.MEDIUM,
-    types=["linode:index/user:User"],
-    steps="Set restricted to true, and give grants.",
-)
-def _unrestricted(resource: Resource, _config: Config) -> Violations:
-    if not resource.props.get("restricted"):
-        yield "may do everything in the account"
-
-
-@GUIDELINE.rule(
     "object-storage-key-for-every-bucket",
     "A key of the object storage is for the buckets that it is used for",
     section="4",
@@ -210,16 +197,3 @@ def _unlimited_key(resource: Resource, _config: Config) -> Violations:
     for name in each(accesses, lambda access: access.get("bucketName")):
         if name == "*":
             yield "may use every bucket"
-
-
-@GUIDELINE.rule(
-    "iam-policy-on-user",
-    "Rights belong to roles and groups, so that people can come and go",
-    section="4",
-    severity=Severity.LOW,
-    types=["aws:iam/userPolicy:UserPolicy", "aws:iam/userPolicyAttachment:UserPolicyAttachment"],
-    steps="Put the user into a group, or let them assume a role, and attach the policy there.",
-    level=EnforcementLevel.ADVISORY,
-)
-def _user_policy(_resource: Resource, _config: Config) -> Violations:
-    yield "gives rights to one user"

@@ -90,19 +90,6 @@ def _no_flow_logs(resource: PolicyResource, _config: Config, stack: Stack) -> Vi
 
 
 @GUIDELINE.rule(
-    "flow-log-of-accepted-only",
-    "A flow log has what was refused, too",
-    section="3.10",
-    severity=Severity.LOW,
-    types=[_FLOW_LOG],
-    steps='Set trafficType to "ALL" (or "REJECT").',
-)
-def _accepted_only(resource: Resource, _config: Config) -> Violations:
-    if resource.props.get("trafficType") == "ACCEPT":
-        yield "leaves out what was refused"
-
-
-@GUIDELINE.rule(
     "trail-incomplete",
     "The record of an account's activity is whole and can be trusted",
     section="3.10",
@@ -117,20 +104,6 @@ def _incomplete(resource: Resource, _config: Config) -> Violations:
         yield "records one region only"
     if not resource.props.get("enableLogFileValidation"):
         yield "has log files that could be changed unnoticed"
-
-
-@GUIDELINE.stack_rule(
-    "account-without-trail",
-    "The activity in an AWS account is recorded",
-    section="3.10",
-    severity=Severity.LOW,
-    types=["aws:ec2/vpc:Vpc"],
-    steps="Add aws.cloudtrail.Trail here, or make it once for the account and disable this policy.",
-    level=EnforcementLevel.ADVISORY,
-)
-def _no_trail(_resource: PolicyResource, _config: Config, stack: Stack) -> Violations:
-    if not any(other.resource_type == _TRAIL for other in stack):
-        yield "the stack has no trail that records who changes it"
 
 
 @GUIDELINE.rule(

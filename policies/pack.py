@@ -51,18 +51,18 @@ def policies() -> list[Policy]:
         _closing(
             UNDECIDED,
             "Checks that wait for values which a preview can't know; `pulumi up` decides them",
-            "Nothing is to be done. Values that are known from the start, such as fixed addresses, are checked earlier.",
+            "Nothing is to be done. What is known from the start, such as a fixed address, is checked earlier.",
             run.undecided,
         ),
     ]
 
 
-def _closing(name: str, description: str, steps: str, memory: dict[str, str]) -> Policy:
+def _closing(name: str, description: str, steps: str, memory: dict[str, list[str]]) -> Policy:
     """Says in one paragraph what was kept. Last, since the engine asks in this order."""
 
     def validate(_args: StackValidationArgs, report: ReportViolation) -> None:
         if memory:
-            report("\n".join(memory), None)
+            report("\n".join(f"{what}: {', '.join(names)}" for what, names in memory.items()), None)
         memory.clear()
 
     return StackValidationPolicy(

@@ -82,10 +82,10 @@ _EXCEPTIONS = {
 
 @dataclass
 class Run:
-    """What the pack keeps to the end of a run, to say it once: each item is a text, and the resource's URN."""
+    """What the pack keeps to the end of a run, to say it once: what about -> resources."""
 
-    exceptions: dict[str, str] = field(default_factory=dict)
-    undecided: dict[str, str] = field(default_factory=dict)
+    exceptions: dict[str, list[str]] = field(default_factory=dict)
+    undecided: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,16 @@ class Rule:
                 if reason is None:
                     report(f"{resource.name}: {text}.\n{self.steps} (guide, {self.section})", resource.urn)
                 else:
-                    run.exceptions[f"{resource.name} may break {self.name}: {reason}"] = resource.urn
-        except UnknownValueError as error:
+                    _remember(run.exceptions, f"{self.name}, because {reason}", resource)
+        except UnknownValueError:
             # Not the engine's way, which would say it in a paragraph for each rule on each resource.
-            run.undecided[f"{self.name}: {resource.name} (.{'.'.join(error.props)})"] = resource.urn
+            _remember(run.undecided, self.name, resource)
+
+
+def _remember(memory: dict[str, list[str]], what: str, resource: Resource) -> None:
+    names = memory.setdefault(what, [])
+    if resource.name not in names:
+        names.append(resource.name)
 
 
 class Terms(TypedDict):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pulumi_policy import EnforcementLevel, PolicyResource, ResourceValidationArgs, Severity
+from pulumi_policy import PolicyResource, ResourceValidationArgs, Severity
 
 from policies.host_firewall import differences, host_firewalls, other_firewall
 from policies.least_privilege import statements
@@ -462,17 +462,3 @@ def _shared_snapshot(resource: Resource, _config: Config) -> Violations:
 def _shared_network(resource: Resource, _config: Config) -> Violations:
     if resource.props.get("privateIp"):
         yield "is in Linode's old private network, which all customers of the data centre share"
-
-
-@GUIDELINE.rule(
-    "subnet-assigns-public-addresses",
-    "A server gets a public address because somebody asked for it, not by its subnet",
-    section="3.9",
-    severity=Severity.LOW,
-    types=["aws:ec2/subnet:Subnet"],
-    steps="Set mapPublicIpOnLaunch to false, and give Elastic IPs to the servers that serve the public.",
-    level=EnforcementLevel.ADVISORY,
-)
-def _public_subnet(resource: Resource, _config: Config) -> Violations:
-    if resource.props.get("mapPublicIpOnLaunch"):
-        yield "gives every server a public address"

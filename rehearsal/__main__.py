@@ -34,6 +34,8 @@ out = Console(highlight=False, emoji=False)
 # Progress is no result: `make -s outputs` prints JSON and nothing else.
 log = Console(stderr=True, highlight=False, emoji=False)
 
+POLICIES = PROJECT_FOLDER / "policies"
+
 # The release that the stack `local` delivers.
 DEMO = "rehearsal/demo"
 
@@ -69,13 +71,13 @@ def prepare() -> None:
 
 @app.command()
 def preview(stack: StackName, arguments: Arguments = None) -> None:
-    """Say what `up` would do; of a production stack, with throw-away secrets."""
+    """Say what `up` would do, and what the policies say to that; of a production stack, with throw-away secrets."""
     workspace = _prepare(stack, with_machines=False)
     if rehearsed_only(stack):
         # Such a stack file names no sources: they are this machine's.
         _allow_this_host(workspace, Realm.open(workspace.folder))
     _initialise(workspace)
-    _pulumi(workspace, ["preview", *(arguments or [])])
+    _pulumi(workspace, ["preview", "--policy-pack", str(POLICIES), *(arguments or [])])
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Evaluates policies in this process, as the engine has them evaluated: each one on each resource, then on the stack."""
+"""Evaluates policies in this process, as the engine does: each one on each resource, then on the stack."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
