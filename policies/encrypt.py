@@ -232,7 +232,7 @@ def _disk(resource: Resource, _config: Config) -> Violations:
     "Snapshots, which are copies of everything, are encrypted",
     section="3.11.2",
     severity=Severity.HIGH,
-    types=["aws:ec2/snapshotCopy:SnapshotCopy", "aws:ebs/snapshotCopy:SnapshotCopy", "aws:ec2/amiCopy:AmiCopy"],
+    types=["aws:ebs/snapshotCopy:SnapshotCopy", "aws:ec2/amiCopy:AmiCopy"],
     steps="Set encrypted to true.",
 )
 def _snapshot(resource: Resource, _config: Config) -> Violations:

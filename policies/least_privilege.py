@@ -58,7 +58,7 @@ def _nopasswd(resource: Resource, _config: Config) -> Violations:
         return
     users = data.cloud_config.get("users") or []
     rules = "\n".join(str(user.get("sudo") or "") for user in users if isinstance(user, Mapping))
-    if re.search(r"=\s*(\([^)]*\)\s*)?NOPASSWD\s*:|^\s*Defaults\b.*!authenticate", f"{data.commands()}\n{rules}", re.M):
+    if re.search(r"=\s*(\([^)]*\)\s*)?NOPASSWD\s*:|\bDefaults\b.*!authenticate", f"{data.commands()}\n{rules}"):
         yield "lets an account use sudo without a password (NOPASSWD)"
 
 

@@ -333,19 +333,18 @@ def _default_group_left(resource: PolicyResource, _config: Config, stack: Stack)
         yield "keeps its default security group as AWS makes it"
 
 
-def _metadata_options(args: ResourceValidationArgs, **values: Any) -> Mapping[str, Any] | None:  # noqa: ANN401 - of any kind
-    current = args.props.get("metadataOptions") or {}
-    if all(current.get(key) == value for key, value in values.items()):
-        return None
-    return {**args.props, "metadataOptions": {"httpEndpoint": "enabled", **current, **values}}
-
-
 def _require_tokens(args: ResourceValidationArgs) -> Mapping[str, Any] | None:
-    return _metadata_options(args, httpTokens="required")
+    current = args.props.get("metadataOptions") or {}
+    if current.get("httpTokens") == "required":
+        return None
+    return {**args.props, "metadataOptions": {"httpEndpoint": "enabled", **current, "httpTokens": "required"}}
 
 
 def _one_hop(args: ResourceValidationArgs) -> Mapping[str, Any] | None:
-    return _metadata_options(args, httpPutResponseHopLimit=1)
+    current = args.props.get("metadataOptions") or {}
+    if int(current.get("httpPutResponseHopLimit") or 1) == 1:
+        return None
+    return {**args.props, "metadataOptions": {**current, "httpPutResponseHopLimit": 1}}
 
 
 def _metadata_service(resource: Resource) -> Properties | None:

@@ -45,7 +45,7 @@ ALL_PORTS = (0, 65535)
 # By name, as people name them: db-1, users_mysql, database. "dbt" or "sandbox" is none.
 DATABASE_NAME = r"(^|[^a-z])(db|database|mysql|mariadb|postgres|postgresql|mongo|mongodb|redis)s?($|[^a-z])"
 _DATABASE_PACKAGE = re.compile(
-    r"(default-)?(mysql|mariadb|postgresql|mongodb|redis|mongodb-org)(-server|-\d+)?([.-].*)?"
+    r"(default-)?(mysql|mariadb)-server([.-].*)?|postgresql(-\d+)?|mongodb(-org|-server)?|redis(-server)?"
 )
 
 

@@ -60,10 +60,12 @@ class Verdict:
         return "\n".join(self.said.get(EXCEPTIONS, [])).splitlines()
 
 
-def judge(resources: Iterable[Made], config: Config | None = None) -> Verdict:
-    """What the whole pack says of these resources."""
+def judge(resources: Iterable[Made], config: Config | None = None, *, only: str | None = None) -> Verdict:
+    """What the pack, or one policy of it, says of these resources."""
     made, config, verdict = list(resources), config or {}, Verdict()
     for policy in policies():
+        if only and policy.name not in (only, EXCEPTIONS, UNDECIDED):
+            continue
         if isinstance(policy, ResourceValidationPolicy):
             if policy.has_validation():
                 for one in made:
@@ -131,5 +133,7 @@ def _linked(made: Iterable[Made]) -> list[PolicyResource]:
     by_name = {one.name: resource for one, resource in found.values()} | {urn: pair[1] for urn, pair in found.items()}
     for one, resource in found.values():
         resource.parent = by_name[one.parent] if one.parent else None
-        resource.property_dependencies = {key: [by_name[name] for name in names] for key, names in one.links.items()}
+        resource.property_dependencies = {
+            key: [by_name[name] for name in names if name in by_name] for key, names in one.links.items()
+        }
     return [resource for _one, resource in found.values()]
