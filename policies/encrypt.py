@@ -7,7 +7,7 @@ from typing import Any
 from pulumi_policy import EnforcementLevel, PolicyResource, ResourceValidationArgs, Severity
 
 from policies.least_privilege import connections, statements
-from policies.policy import Config, Guideline, Option, Resource, Stack, Violations, each, given
+from policies.policy import Config, Guideline, Option, Resource, Stack, Violations, each, given, mended
 from policies.resources import (
     AWS_INSTANCE,
     AWS_LAUNCH_TEMPLATE,
@@ -177,7 +177,7 @@ def _download(resource: Resource, _config: Config) -> Violations:
     data = told(resource)
     if data is None:
         return
-    script = data.script
+    script = data.commands()
     if re.search(r"\b(curl|wget)\b[^\n|;&]*\bhttp://(?!(127\.|localhost|169\.254\.))", script):
         yield "fetches something over plain HTTP"
     if re.search(r"\bcurl\b[^\n|;&]*\s(-\w*k\w*|--insecure)\b|\bwget\b[^\n|;&]*--no-check-certificate", script):
@@ -186,13 +186,14 @@ def _download(resource: Resource, _config: Config) -> Violations:
 
 def _encrypt(args: ResourceValidationArgs) -> Mapping[str, Any] | None:
     props = args.props
-    if args.resource_type == _EBS_VOLUME:
-        return None if props.get("encrypted") else {**props, "encrypted": True}
-    if args.resource_type == AWS_INSTANCE:
-        root = props.get("rootBlockDevice") or {}
-        return None if root.get("encrypted") else {**props, "rootBlockDevice": {**root, "encrypted": True}}
-    if args.resource_type == _LINODE_VOLUME:
-        return None if props.get("encryption") == "enabled" else {**props, "encryption": "enabled"}
+    if args.resource_type == _EBS_VOLUME and not props.get("encrypted"):
+        return mended(args, encrypted=True)
+    if args.resource_type == _LINODE_VOLUME and not props.get("encryption"):
+        return mended(args, encryption="enabled")
+    root = props.get("rootBlockDevice") or {}
+    # A remedy gets an unknown value as some text.
+    if args.resource_type == AWS_INSTANCE and isinstance(root, Mapping) and not root.get("encrypted"):
+        return mended(args, rootBlockDevice={**root, "encrypted": True})
     return None
 
 

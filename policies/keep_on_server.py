@@ -7,7 +7,7 @@ from typing import Any
 from pulumi_policy import EnforcementLevel, ResourceValidationArgs, Severity
 from pulumi_policy.secret import Secret
 
-from policies.policy import Config, Guideline, Option, Resource, Rule, Violations, each, given
+from policies.policy import Config, Guideline, Option, Resource, Rule, Violations, each, given, mended
 from policies.resources import COMMAND, FIREWALLS, HAVE_USER_DATA, MANAGED_DATABASES
 from policies.secrets import names_a_secret, secrets_in
 from policies.user_data import told
@@ -115,9 +115,8 @@ def _environment(resource: Resource, _config: Config) -> Violations:
 
 
 def _secret_stdin(args: ResourceValidationArgs) -> Mapping[str, Any] | None:
-    target: Mapping[str, Any] = args.props["__target"]
-    plain = target.get("stdin")
-    return None if plain is None or isinstance(plain, Secret) else {**target, "stdin": Secret(plain)}
+    plain = args.props["__target"].get("stdin")
+    return None if plain is None or isinstance(plain, Secret) else mended(args, stdin=Secret(plain))
 
 
 GUIDELINE.rules.append(

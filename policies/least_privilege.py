@@ -112,8 +112,8 @@ def _all_rights(resource: Resource, _config: Config) -> Violations:
 )
 def _any_host(resource: Resource, _config: Config) -> Violations:
     data = told(resource)
-    created = r"\b(?:GRANT\b[^;]*\bTO|CREATE\s+USER(?:\s+IF\s+NOT\s+EXISTS)?)\s+['`\"]?\w+['`\"]?\s*@\s*['`\"]%['`\"]"
-    if data and re.search(created, data.commands(), re.I):
+    account = r"\b(?:GRANT\b[^;]*\bTO|CREATE\s+USER(?:\s+IF\s+NOT\s+EXISTS)?)\s+['`\"]?\w+['`\"]?\s*@\s*['`\"]%['`\"]"
+    if data and re.search(rf"{account}|\"host\":\s*\"%\"", data.commands(), re.I):
         yield "makes a database account for every host ('%')"
 
 

@@ -248,3 +248,8 @@ def given(props: Properties, key: str) -> bool:
         return props.get(key) is not None
     except UnknownValueError:
         return True
+
+
+def mended(args: ResourceValidationArgs, **changes: object) -> Mapping[str, Any]:
+    """A remedy's answer: the resource's properties with some changed. What is secret or unknown stays so."""
+    return {**args.props["__target"], **changes}

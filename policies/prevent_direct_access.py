@@ -7,7 +7,7 @@ from pulumi_policy import PolicyResource, ResourceValidationArgs, Severity
 
 from policies.host_firewall import differences, host_firewalls, other_firewall
 from policies.least_privilege import statements
-from policies.policy import Config, Guideline, Option, Properties, Resource, Stack, Violations, each, given
+from policies.policy import Config, Guideline, Option, Properties, Resource, Stack, Violations, each, given, mended
 from policies.resources import (
     AWS_DEFAULT_SECURITY_GROUP,
     AWS_INSTANCE,
@@ -335,16 +335,17 @@ def _default_group_left(resource: PolicyResource, _config: Config, stack: Stack)
 
 def _require_tokens(args: ResourceValidationArgs) -> Mapping[str, Any] | None:
     current = args.props.get("metadataOptions") or {}
-    if current.get("httpTokens") == "required":
+    # A remedy gets an unknown value as some text.
+    if not isinstance(current, Mapping) or current.get("httpTokens") == "required":
         return None
-    return {**args.props, "metadataOptions": {"httpEndpoint": "enabled", **current, "httpTokens": "required"}}
+    return mended(args, metadataOptions={"httpEndpoint": "enabled", **current, "httpTokens": "required"})
 
 
 def _one_hop(args: ResourceValidationArgs) -> Mapping[str, Any] | None:
     current = args.props.get("metadataOptions") or {}
-    if int(current.get("httpPutResponseHopLimit") or 1) == 1:
+    if not isinstance(current, Mapping) or current.get("httpPutResponseHopLimit") in (None, 1):
         return None
-    return {**args.props, "metadataOptions": {**current, "httpPutResponseHopLimit": 1}}
+    return mended(args, metadataOptions={**current, "httpPutResponseHopLimit": 1})
 
 
 def _metadata_service(resource: Resource) -> Properties | None:

@@ -165,6 +165,15 @@ def test_a_remedy_mends_what_its_check_finds_and_nothing_else(name: str, one: Ma
     assert _remedied(name, after) is None
 
 
+def test_a_remedy_keeps_secrets_secret_and_leaves_alone_what_isnt_known() -> None:
+    secret = {SPECIAL_SIG_KEY: SPECIAL_SECRET_SIG, "value": "#!/bin/sh"}
+    mended = _remedied("imds-v1", ec2(userData=secret))
+    assert mended is not None
+    assert mended["userData"] == secret
+    for name, key in (("imds-v1", "metadataOptions"), ("disk-not-encrypted", "rootBlockDevice")):
+        assert _remedied(name, ec2(**{key: UNKNOWN})) is None
+
+
 def test_standard_input_becomes_a_secret() -> None:
     mended = _remedied("stdin-is-secret", command(stdin="password"))
     assert mended is not None

@@ -1,0 +1,11 @@
+"""What our own stack can't pass until the capability is there."""
+
+from pathlib import Path
+
+_COMPONENTS = Path(__file__).parents[2] / "components"
+
+# Policy -> the capability (a folder of components/) that our stack needs for it.
+_NEEDS = {"server-without-alerts": "monit", "database-server-without-backups": "backup"}
+
+PENDING = {policy: "advisory" for policy, name in _NEEDS.items() if not (_COMPONENTS / name).exists()}
+"""As a pack's configuration. Empty as soon as all capabilities are there."""
