@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import collapse_addresses, ip_network
 from itertools import pairwise
 
-from policies.resources import ALL_PORTS, Network, Opening
+from policies.resources import ALL_PORTS, Opening
 from policies.user_data import Told, without_comments
 
 _OTHERS = re.compile(r"\b(?:ufw\s+(?:--force\s+)?enable|nft\s+(?:-f|add\s+table)|firewall-cmd)\b")
@@ -89,14 +89,15 @@ def _accepted(line: str, family: int) -> Iterator[tuple[Opening, bool]]:
 
 
 def differences(cloud: Iterable[Opening], host: HostFirewall) -> Iterator[str]:
-    """Where the cloud lets in what the server drops, or the other way round, port by port."""
+    """Where the cloud lets in what the server drops, or the other way round: ports, and to whom they are open."""
     in_cloud = list(cloud)
+    found: dict[tuple[str, str], list[str]] = {}
     for protocol in ("tcp", "udp"):
         edges = {0, 65536}
         for opening in [*in_cloud, *host.accepted]:
             edges |= {opening.first, opening.last + 1}
-        starts = sorted(edge for edge in edges if edge <= 65536)
-        for first, end in pairwise(starts):
+        # Between two edges, all ports are alike.
+        for first, end in pairwise(sorted(edges)):
             before = [one for one in in_cloud if one.covers(first, protocol)]
             if any(one.groups for one in before):
                 # Members of a group have addresses that aren't known here.
@@ -105,13 +106,12 @@ def differences(cloud: Iterable[Opening], host: HostFirewall) -> Iterator[str]:
             inside = _sources((one for one in host.accepted if one.covers(first, protocol)), host.family)
             if outside != inside:
                 ports = f"{protocol} {first}" + ("" if end == first + 1 else f"-{end - 1}")
-                yield f"{ports} is open in the cloud to {_listed(outside)}, on the server to {_listed(inside)}"
+                found.setdefault((outside, inside), []).append(ports)
+    for (outside, inside), ports_so in found.items():
+        yield f"{', '.join(ports_so)}: open in the cloud to {outside}, on the server to {inside}"
 
 
-def _sources(found: Iterable[Opening], family: int) -> list[Network]:
+def _sources(found: Iterable[Opening], family: int) -> str:
     mine = [source for opening in found for source in opening.sources if source.version == family]
-    return list(collapse_addresses(mine))  # type: ignore[type-var] # of one version
-
-
-def _listed(networks: list[Network]) -> str:
-    return ", ".join(map(str, networks)) or "nobody"
+    collapsed = collapse_addresses(mine)  # type: ignore[type-var] # of one version
+    return ", ".join(map(str, collapsed)) or "nobody"

@@ -91,13 +91,15 @@ def aws(kind: str, name: str, links: Mapping[str, str] | None = None, /, **props
     return Made(token, name, props, {key: (other,) for key, other in (links or {}).items()})
 
 
-def own(kind: str, name: str, **props: Any) -> Made:  # noqa: ANN401 - JSON
+def linode_resource(kind: str, name: str, **props: Any) -> Made:  # noqa: ANN401 - JSON
     """A resource of Linode's."""
     return Made(f"linode:index/{kind[0].lower()}{kind[1:]}:{kind}", name, props)
 
 
 def firewall(*rules: Props, policy: str = "DROP", name: str = "firewall", **props: Any) -> Made:  # noqa: ANN401 - JSON
-    return own("Firewall", name, inbounds=list(rules), inboundPolicy=policy, outboundPolicy="ACCEPT", **props)
+    return linode_resource(
+        "Firewall", name, inbounds=list(rules), inboundPolicy=policy, outboundPolicy="ACCEPT", **props
+    )
 
 
 def inbound(ports: str | None, v4: str | None = None, v6: str | None = None, protocol: str = "TCP") -> Props:
@@ -281,14 +283,20 @@ LEAST_PRIVILEGE = {
     ),
     "linode-token-with-all-scopes": Example(
         bad=[
-            [own("Token", "ci", scopes="*", expiry="2030-01-01T00:00:00Z")],
-            [own("Token", "ci", scopes="linodes:read_only")],
+            [linode_resource("Token", "ci", scopes="*", expiry="2030-01-01T00:00:00Z")],
+            [linode_resource("Token", "ci", scopes="linodes:read_only")],
         ],
-        good=[[own("Token", "ci", scopes="linodes:read_only", expiry="2030-01-01T00:00:00Z")]],
+        good=[[linode_resource("Token", "ci", scopes="linodes:read_only", expiry="2030-01-01T00:00:00Z")]],
     ),
     "object-storage-key-for-every-bucket": Example(
-        bad=[[own("ObjectStorageKey", "key", label="key")]],
-        good=[[own("ObjectStorageKey", "key", bucketAccesses=[{"bucketName": "b", "permissions": "read_only"}])]],
+        bad=[[linode_resource("ObjectStorageKey", "key", label="key")]],
+        good=[
+            [
+                linode_resource(
+                    "ObjectStorageKey", "key", bucketAccesses=[{"bucketName": "b", "permissions": "read_only"}]
+                )
+            ]
+        ],
     ),
 }
 
@@ -326,7 +334,9 @@ PREVENT_DIRECT_ACCESS = {
                 linode(firewallId=None),
                 firewall(),
                 linked(
-                    own("FirewallDevice", "device", entityId=1, firewallId=7), entityId="web", firewallId="firewall"
+                    linode_resource("FirewallDevice", "device", entityId=1, firewallId=7),
+                    entityId="web",
+                    firewallId="firewall",
                 ),
             ],
         ],
@@ -399,11 +409,11 @@ PREVENT_DIRECT_ACCESS = {
     "managed-database-public": Example(
         bad=[
             [aws("rds/Instance", "users", publiclyAccessible=True)],
-            [own("DatabaseMysqlV2", "users", allowLists=[PRIVATE, WORLD4])],
+            [linode_resource("DatabaseMysqlV2", "users", allowLists=[PRIVATE, WORLD4])],
         ],
         good=[
             [aws("rds/Instance", "users", publiclyAccessible=False)],
-            [own("DatabaseMysqlV2", "users", allowLists=[PRIVATE])],
+            [linode_resource("DatabaseMysqlV2", "users", allowLists=[PRIVATE])],
         ],
     ),
     "default-security-group-with-rules": Example(
@@ -427,9 +437,9 @@ PREVENT_DIRECT_ACCESS = {
         bad=[
             [aws("s3/Bucket", "files", acl="public-read")],
             [aws("s3/BucketAcl", "acl", acl="public-read-write")],
-            [own("ObjectStorageBucket", "files", acl="authenticated-read")],
+            [linode_resource("ObjectStorageBucket", "files", acl="authenticated-read")],
         ],
-        good=[[aws("s3/Bucket", "files", acl="private")], [own("ObjectStorageBucket", "files")]],
+        good=[[aws("s3/Bucket", "files", acl="private")], [linode_resource("ObjectStorageBucket", "files")]],
     ),
     "bucket-public-policy": Example(
         bad=[
@@ -499,10 +509,10 @@ AUTOMATE_CHECKS = {
     ),
     "password-rules-missing": both(told(write_files=files(sshd=SSHD))),
     "bucket-without-versions": Example(
-        [bucket(), [own("ObjectStorageBucket", "files")]],
+        [bucket(), [linode_resource("ObjectStorageBucket", "files")]],
         [
             bucket(aws("s3/BucketVersioning", "versions", {"bucket": "files"})),
-            [own("ObjectStorageBucket", "f", versioning=True)],
+            [linode_resource("ObjectStorageBucket", "f", versioning=True)],
         ],
     ),
 }
@@ -589,7 +599,7 @@ IDENTIFY_USERS = {
     "weak-ssh-key": Example(
         bad=[
             [aws("ec2/KeyPair", "key", publicKey=rsa_key(2048))],
-            [own("SshKey", "key", sshKey="ssh-dss AAAAB3NzaC1kc3MAAACBAKL0")],
+            [linode_resource("SshKey", "key", sshKey="ssh-dss AAAAB3NzaC1kc3MAAACBAKL0")],
             [linode(authorizedKeys=[KEY, rsa_key(1024)])],
             [linode("web", told(users=[{"name": "alice", "ssh_authorized_keys": [rsa_key(2048)]}]))],
         ],
@@ -674,21 +684,21 @@ ENCRYPT = {
     "load-balancer-without-tls": Example(
         bad=[
             [aws("lb/Listener", "http", protocol="HTTP", defaultActions=[{"type": "forward"}])],
-            [own("NodeBalancerConfig", "http", protocol="http")],
+            [linode_resource("NodeBalancerConfig", "http", protocol="http")],
         ],
         good=[
             [aws("lb/Listener", "http", protocol="HTTP", defaultActions=[{"type": "redirect"}])],
-            [own("NodeBalancerConfig", "https", protocol="https")],
+            [linode_resource("NodeBalancerConfig", "https", protocol="https")],
         ],
     ),
     "load-balancer-with-old-tls": Example(
         bad=[
             [aws("lb/Listener", "https", protocol="HTTPS", sslPolicy="ELBSecurityPolicy-2016-08")],
-            [own("NodeBalancerConfig", "https", protocol="https", cipherSuite="legacy")],
+            [linode_resource("NodeBalancerConfig", "https", protocol="https", cipherSuite="legacy")],
         ],
         good=[
             [aws("lb/Listener", "https", protocol="HTTPS", sslPolicy="ELBSecurityPolicy-TLS13-1-2-2021-06")],
-            [own("NodeBalancerConfig", "https", protocol="https")],
+            [linode_resource("NodeBalancerConfig", "https", protocol="https")],
         ],
         lenient={"policy": "2016"},
     ),
@@ -716,14 +726,14 @@ ENCRYPT = {
             [ec2()],
             [ec2(rootBlockDevice={"encrypted": True}, ebsBlockDevices=[{"encrypted": False}])],
             [aws("ebs/Volume", "data")],
-            [own("Volume", "data")],
+            [linode_resource("Volume", "data")],
             [linode(diskEncryption="disabled")],
             [aws("ec2/LaunchTemplate", "template", blockDeviceMappings=[{"ebs": {"volumeSize": 8}}])],
         ],
         good=[
             [ec2(rootBlockDevice={"encrypted": True})],
             [aws("ebs/Volume", "data", encrypted=True)],
-            [own("Volume", "data", encryption="enabled")],
+            [linode_resource("Volume", "data", encryption="enabled")],
             [linode()],
         ],
     ),

@@ -124,9 +124,7 @@ class _Monitor(mocks.MockMonitor):
                 inputs=_value(MessageToDict(request.object)),
                 parent=request.parent,
                 dependencies=frozenset(request.dependencies),
-                property_dependencies={
-                    name: tuple(found.urns) for name, found in request.propertyDependencies.items()
-                },
+                property_dependencies={name: tuple(found.urns) for name, found in request.propertyDependencies.items()},
                 protect=request.protect,
                 ignored=tuple(request.ignoreChanges),
                 secret_outputs=frozenset(request.additionalSecretOutputs),
