@@ -24,7 +24,7 @@ from rehearsal.host import HostError
 from rehearsal.realm import Realm
 from rehearsal.store import RealmError, write_atomically
 from rehearsal.toolchain import ToolchainError
-from rehearsal.workspace import Workspace, rehearsed_only
+from rehearsal.workspace import POLICIES, Workspace, rehearsed_only
 from uds import cert, init, ssh
 from uds.certificates import KeyType
 from uds.stack import OperatorError, Stack
@@ -33,8 +33,6 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Th
 out = Console(highlight=False, emoji=False)
 # Progress is no result: `make -s outputs` prints JSON and nothing else.
 log = Console(stderr=True, highlight=False, emoji=False)
-
-POLICIES = PROJECT_FOLDER / "policies"
 
 # The release that the stack `local` delivers.
 DEMO = "rehearsal/demo"

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from components.settings import parse
 from rehearsal.visitor import Visitor
-from rehearsal.workspace import PROJECT_FOLDER, Workspace
+from rehearsal.workspace import POLICIES, PROJECT_FOLDER, Workspace
 from uds.stack import OperatorError, Stack
 
 RUNS = 7
@@ -24,7 +24,7 @@ SWITCHES = 3
 
 
 def measure(stack: str, out: Console) -> None:
-    """Time the first `up`, one with nothing to do against an empty program's, and how long a release switch is felt."""
+    """Time the first `up`, runs with nothing to do, what the policies cost, and how long a release switch is felt."""
     with tempfile.TemporaryDirectory() as name:
         # Read by `Workspace`, here and in the driver: nothing of the user's own rehearsal is touched.
         os.environ["UDS_REHEARSALS"] = name
@@ -36,6 +36,7 @@ def measure(stack: str, out: Console) -> None:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
             first = _seconds(lambda: _run([*driver, "up", stack], PROJECT_FOLDER, environment))
             ours, empty = _nothing_to_do(Workspace(stack))
+            alone, judged = _previews(Workspace(stack))
             away = _release_switch(Stack.open(stack, rehearsal=True), Path(name))
         finally:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
@@ -44,6 +45,9 @@ def measure(stack: str, out: Console) -> None:
     table.add_row(f"pulumi up, nothing to do (median of {RUNS})", f"{ours:.2f}")
     table.add_row(f"pulumi up of an empty program, same configuration (median of {RUNS})", f"{empty:.2f}")
     table.add_row("ratio", f"{ours / empty:.2f}")
+    table.add_row(f"pulumi preview (median of {RUNS})", f"{alone:.2f}")
+    table.add_row(f"pulumi preview with the policies (median of {RUNS})", f"{judged:.2f}")
+    table.add_row("ratio", f"{judged / alone:.2f}")
     if away is not None:
         table.add_row(f"release switch: nobody answers on 443 (longest of {SWITCHES})", f"{away:.2f}")
     out.print(table)
@@ -70,6 +74,19 @@ def _nothing_to_do(workspace: Workspace) -> tuple[float, float]:
         ours.append(_seconds(lambda: _run([*up, "--expect-no-changes"], folder, environment)))
         theirs.append(_seconds(lambda: _run([*up, "--expect-no-changes"], empty, elsewhere)))
     return statistics.median(ours), statistics.median(theirs)
+
+
+def _previews(workspace: Workspace) -> tuple[float, float]:
+    """Seconds of a preview of the whole stack: alone, and with the policies."""
+    preview = ["pulumi", "preview", "--stack", workspace.stack]
+    alone: list[float] = []
+    judged: list[float] = []
+    # In turn, as above.
+    for _ in range(RUNS):
+        for seconds, arguments in ((alone, []), (judged, ["--policy-pack", str(POLICIES)])):
+            command = [*preview, *arguments]
+            seconds.append(_seconds(lambda: _run(command, workspace.folder, workspace.environment())))  # noqa: B023 - called at once
+    return statistics.median(alone), statistics.median(judged)
 
 
 def _release_switch(stack: Stack, temporary: Path) -> float | None:
