@@ -40,8 +40,10 @@ def _without_alerts(resource: PolicyResource, _config: Config, stack: Stack) -> 
         other.resource_type == "aws:cloudwatch/metricAlarm:MetricAlarm" for other in stack
     ):
         return
+    # A package alone watches nothing: it is set up, too.
     data = told(resource)
-    if data and (packages(data) & _WATCHERS or any(re.search(rf"\b{name}\b", data.script) for name in _WATCHERS)):
+    set_up = "\n".join([data.script, *data.files]) if data else ""
+    if any(re.search(rf"\b{name}\b", set_up) for name in _WATCHERS):
         return
     yield "nobody is told of what happens on it"
 

@@ -519,10 +519,11 @@ AUTOMATE_CHECKS = {
 
 NOTIFY = {
     "server-without-alerts": Example(
-        bad=[[linode()], [ec2()], [linode(), command("db-monit")]],
+        bad=[[linode()], [ec2()], [linode(), command("db-monit")], [linode("web", told(packages=["monit"]))]],
         good=[
             [linode(), command("web-monit")],
-            [linode("web", told(packages=["monit"]))],
+            [linode("web", told(packages=["monit"], runcmd=["systemctl enable --now monit"]))],
+            [linode("web", told(write_files=[{"path": "/etc/monit/conf.d/sshd", "content": "check ..."}]))],
             [ec2(), aws("cloudwatch/MetricAlarm", "cpu")],
         ],
     ),

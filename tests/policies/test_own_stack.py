@@ -1,13 +1,11 @@
 """Our own program: it passes with no exception, and each guideline that its components break is noticed."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pulumi
-import pulumi_linode
 import pytest
 from pulumi_command import remote
 from pulumi_policy import EnforcementLevel
@@ -20,6 +18,7 @@ from components.files import ServerFile, read_tree
 from components.firewall import CloudRule, Firewall, cloud_rules, rules_v6
 from policies.pack import RULES
 from policies.policy import Rule
+from policies.resources import COMMAND, LINODE_FIREWALL, LINODE_FIREWALL_DEVICE, LINODE_INSTANCE
 from tests.policies.examples import OTHER_KEY, PRIVATE_KEY, rsa_key
 from tests.policies.pending import PENDING
 from tests.policies.support import Made, judge, of_program
@@ -83,16 +82,31 @@ def edited(path: str, old: str, new: str) -> Mutation:
     return change
 
 
-def given(module: Any, name: str, **changes: Any) -> Mutation:  # noqa: ANN401 - any arguments
-    """Everything of a class gets other arguments; None leaves one out."""
+def given(token: str, *, ignore_changes: Sequence[str] | None = None, **changes: Any) -> Mutation:  # noqa: ANN401 - any property
+    """Every resource of a type gets other properties, whatever SDK asks for it."""
+
+    def change(patch: pytest.MonkeyPatch) -> None:
+        original = pulumi.CustomResource.__init__
+
+        def make(self: pulumi.CustomResource, t: str, name: str, props: Any, opts: pulumi.ResourceOptions) -> None:  # noqa: ANN401 - the SDK's
+            if t == token:
+                props.__dict__.update(changes)
+                opts.ignore_changes = opts.ignore_changes if ignore_changes is None else list(ignore_changes)
+            original(self, t, name, props, opts)
+
+        patch.setattr(pulumi.CustomResource, "__init__", make)
+
+    return change
+
+
+def arguments(module: Any, name: str, **changes: Any) -> Mutation:  # noqa: ANN401 - any arguments
+    """Everything of a class of arguments gets others; None leaves one out."""
 
     def change(patch: pytest.MonkeyPatch) -> None:
         original = getattr(module, name)
 
-        @functools.wraps(original, updated=())
-        def make(*args: Any, **arguments: Any) -> Any:  # noqa: ANN401 - as the original
-            changed = {key: value for key, value in (arguments | changes).items() if value is not None}
-            return original(*args, **changed)
+        def make(**arguments: Any) -> Any:  # noqa: ANN401 - as the original
+            return original(**{key: value for key, value in (arguments | changes).items() if value is not None})
 
         patch.setattr(module, name, make)
 
@@ -134,20 +148,6 @@ def without(*parts: str) -> Mutation:
     return files(lambda tree: [file for file in tree if not any(part in file.path for part in parts)])
 
 
-def instance_options(**changes: Any) -> Mutation:  # noqa: ANN401 - resource options
-    def change(patch: pytest.MonkeyPatch) -> None:
-        original = pulumi_linode.Instance
-
-        def make(name: str, *, opts: pulumi.ResourceOptions, **arguments: Any) -> pulumi_linode.Instance:  # noqa: ANN401
-            for key, value in changes.items():
-                setattr(opts, key, value)
-            return original(name, opts=opts, **arguments)
-
-        patch.setattr(pulumi_linode, "Instance", make)
-
-    return change
-
-
 MUTATIONS |= {
     # Least privilege
     "firewall-opens-many-ports": opened(port=1024, last_port=65535),
@@ -163,21 +163,21 @@ MUTATIONS |= {
     ),
     "management-port-open-to-world": opened(port=2375, sources_v4=("0.0.0.0/0",)),
     "inbound-default-accept": lambda patch: patch.setattr(components.clouds.linode, "CLOUD_INBOUND_POLICY", "ACCEPT"),
-    "firewall-disabled": given(pulumi_linode, "Firewall", disabled=True),
+    "firewall-disabled": given(LINODE_FIREWALL, disabled=True),
     "ipv6-wider-than-ipv4": opened(sources_v6=("::/0",)),
-    "server-without-firewall": given(pulumi_linode, "Instance", firewall_id=None),
+    "server-without-firewall": given(LINODE_INSTANCE, firewall_id=None),
     "host-firewall-missing": without("/rules.v4", "/rules.v6"),
     "host-firewall-leaves-ipv6-open": without("/rules.v6"),
     "cloud-and-host-firewall-differ": opened(),
     "database-server-reachable": opened(sources_v4=("203.0.113.5/32",)),
-    "shared-private-network": given(pulumi_linode, "Instance", private_ip=True),
+    "shared-private-network": given(LINODE_INSTANCE, private_ip=True),
     # Checks
     "no-security-updates": lambda patch: patch.setattr(cloud_init, "BASE_PACKAGES", ("chrony",)),
     "image-past-end-of-life": lambda patch: patch.setitem(
         IMAGES, "debian13", replace(IMAGES["debian13"], linode="linode/debian10")
     ),
-    "database-server-not-protected": given(db_server, "ServerArgs", protect=False),
-    "database-replaced-by-user-data": instance_options(ignore_changes=["image"]),
+    "database-server-not-protected": arguments(db_server, "ServerArgs", protect=False),
+    "database-replaced-by-user-data": given(LINODE_INSTANCE, ignore_changes=["image"]),
     "password-rules-missing": without("pwquality"),
     # Notifications
     "logins-not-logged": edited(SSHD, "LogLevel VERBOSE", "LogLevel QUIET"),
@@ -186,9 +186,9 @@ MUTATIONS |= {
     "ssh-root-login": edited(SSHD, "PermitRootLogin no", "PermitRootLogin prohibit-password"),
     "ssh-one-factor": edited(SSHD, "publickey,keyboard-interactive:pam", "publickey"),
     "ssh-anyone": edited(SSHD, "AllowGroups ssh-users\n", ""),
-    "root-password": given(pulumi_linode, "Instance", root_pass="Wombat8!Kite99"),
+    "root-password": given(LINODE_INSTANCE, root_pass="Wombat8!Kite99"),
     "password-in-the-clear": edited("cloud-init/user-data.yaml.j2", "hashed_passwd", "plain_text_passwd"),
-    "weak-ssh-key": given(pulumi_linode, "Instance", authorized_keys=[rsa_key(2048)]),
+    "weak-ssh-key": given(LINODE_INSTANCE, authorized_keys=[rsa_key(2048)]),
     "shared-account": edited(
         "cloud-init/files/etc/ssh/authorized_keys.d/deploy.j2",
         "{{ deploy_public_key }}",
@@ -200,7 +200,7 @@ MUTATIONS |= {
             *(replace(file, path=file.path.replace("/deploy", "/alice")) for file in tree if "authorized" in file.path),
         ]
     ),
-    "remote-command-by-password": given(remote, "ConnectionArgs", password="Wombat8!Kite"),
+    "remote-command-by-password": arguments(remote, "ConnectionArgs", password="Wombat8!Kite"),
     # Encryption
     "database-without-tls": edited(
         "components/mysql/files/etc/mysql/mariadb.conf.d/zz-hardening.cnf.j2", "require_secure_transport = ON\n", ""
@@ -208,14 +208,14 @@ MUTATIONS |= {
     "clear-text-port-open": opened(port=23),
     "weak-ssh-algorithms": edited(SSHD, "Ciphers ", "Ciphers aes128-cbc,"),
     "download-without-tls": edited(HARDEN, "set -euo pipefail", "set -euo pipefail\ncurl http://example.org/x | sh"),
-    "disk-not-encrypted": given(pulumi_linode, "Instance", disk_encryption="disabled"),
+    "disk-not-encrypted": given(LINODE_INSTANCE, disk_encryption="disabled"),
     # Secrets
     "secret-in-user-data": files(lambda tree: [*tree, ServerFile("/etc/uds/key", 0o600, PRIVATE_KEY)]),
-    "secret-in-tags": given(pulumi_linode, "Instance", tags=["password=Wombat8!Kite"]),
+    "secret-in-tags": given(LINODE_INSTANCE, tags=["password=Wombat8!Kite"]),
     "secret-in-command": lambda patch: patch.setattr(remote_work, "_COMMAND", "MYSQL_PASSWORD=Wombat8Kite ./apply"),
-    "secret-in-environment": given(remote, "Command", environment={"MYSQL_PASSWORD": "x"}),
-    "command-output-in-log": given(remote, "Command", logging=remote.Logging.STDOUT),
-    "remote-command-unpinned": given(remote, "ConnectionArgs", host_key=None),
+    "secret-in-environment": given(COMMAND, environment={"MYSQL_PASSWORD": "x"}),
+    "command-output-in-log": given(COMMAND, logging="stdout"),
+    "remote-command-unpinned": arguments(remote, "ConnectionArgs", host_key=None),
 }
 
 
@@ -231,14 +231,16 @@ def _from_anywhere(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("firewall-after-boot")
 def _after_boot(patch: pytest.MonkeyPatch) -> None:
-    original = pulumi_linode.Instance
+    original = pulumi.CustomResource.__init__
 
-    def make(name: str, *, firewall_id: pulumi.Output[int], **arguments: Any) -> pulumi_linode.Instance:  # noqa: ANN401
-        made = original(name, **arguments)
-        pulumi_linode.FirewallDevice(f"{name}-device", firewall_id=firewall_id, entity_id=made.id.apply(int))
-        return made
+    def make(self: pulumi.CustomResource, t: str, name: str, props: Any, opts: Any = None) -> None:  # noqa: ANN401 - the SDK's
+        if t == LINODE_INSTANCE:
+            props.__dict__["firewall_id"] = None
+        original(self, t, name, props, opts)
+        if t == LINODE_INSTANCE:
+            pulumi.CustomResource(LINODE_FIREWALL_DEVICE, f"{name}-device", {"entityId": self.id, "firewallId": 7})
 
-    patch.setattr(pulumi_linode, "Instance", make)
+    patch.setattr(pulumi.CustomResource, "__init__", make)
 
 
 @mutation("host-firewall-accepts-by-default")
