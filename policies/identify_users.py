@@ -36,7 +36,7 @@ def _passwords(resource: Resource, _config: Config) -> Violations:
     data = told(resource)
     if data is None:
         return
-    settings = data.sshd()
+    settings = _login_settings(data)
     if str(data.cloud_config.get("ssh_pwauth", "")).lower() in ("true", "yes", "1") and settings is None:
         yield "lets passwords in (ssh_pwauth)"
     # sshd's own default is yes.
@@ -44,6 +44,13 @@ def _passwords(resource: Resource, _config: Config) -> Violations:
         yield "lets passwords in (PasswordAuthentication)"
     if settings is None and _sshd_says(data.script, "PasswordAuthentication", "yes"):
         yield "lets passwords in (PasswordAuthentication)"
+
+
+def _login_settings(data: Told) -> dict[str, str] | None:
+    """sshd's settings, if these decide on who logs in: a drop-in with a host key or a port leaves that to others."""
+    settings = data.sshd()
+    decisive = {"authenticationmethods", "passwordauthentication", "permitrootlogin", "allowgroups", "allowusers"}
+    return settings if settings and settings.keys() & decisive else None
 
 
 @GUIDELINE.rule(
@@ -58,7 +65,7 @@ def _root_login(resource: Resource, _config: Config) -> Violations:
     data = told(resource)
     if data is None:
         return
-    settings = data.sshd()
+    settings = _login_settings(data)
     # sshd's own default lets root in with a key.
     if settings is not None and settings.get("permitrootlogin", "prohibit-password").lower() != "no":
         yield "lets root in (PermitRootLogin)"
@@ -78,17 +85,12 @@ def _root_login(resource: Resource, _config: Config) -> Violations:
 )
 def _one_factor(resource: Resource, _config: Config) -> Violations:
     data = told(resource)
-    settings = data.sshd() if data else None
-    if settings is None or not _decides_on_logins(settings):
+    settings = _login_settings(data) if data else None
+    if settings is None:
         return
     methods = settings.get("authenticationmethods", "any").split()
     if any("," not in method for method in methods):
         yield "lets people in with one factor (AuthenticationMethods)"
-
-
-def _decides_on_logins(settings: Mapping[str, str]) -> bool:
-    """Not a drop-in with a host key or the like."""
-    return bool(settings.keys() & {"authenticationmethods", "passwordauthentication", "permitrootlogin", "allowgroups"})
 
 
 @GUIDELINE.rule(
@@ -101,8 +103,8 @@ def _decides_on_logins(settings: Mapping[str, str]) -> bool:
 )
 def _anyone(resource: Resource, _config: Config) -> Violations:
     data = told(resource)
-    settings = data.sshd() if data else None
-    if settings and _decides_on_logins(settings) and not settings.keys() & {"allowgroups", "allowusers"}:
+    settings = _login_settings(data) if data else None
+    if settings and not settings.keys() & {"allowgroups", "allowusers"}:
         yield "lets in everyone who has an account (no AllowGroups)"
 
 

@@ -50,10 +50,10 @@ class Verdict:
         return set(self.violations)
 
     @property
-    def undecided(self) -> set[str]:
-        """The policies that met a value which isn't known yet."""
+    def undecided(self) -> dict[str, list[str]]:
+        """The policies that met a value which isn't known yet, and on which resources."""
         lines = "\n".join(self.said.get(UNDECIDED, [])).splitlines()
-        return {line.partition(":")[0] for line in lines}
+        return {policy: names.split(", ") for policy, _, names in (line.partition(": ") for line in lines)}
 
     @property
     def exceptions(self) -> list[str]:

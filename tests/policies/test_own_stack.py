@@ -42,13 +42,13 @@ def test_our_own_stack_passes_with_no_exception(count: int, preview: bool) -> No
     assert not verdict.exceptions
 
 
-def test_a_preview_leaves_open_only_what_depends_on_addresses_and_ids() -> None:
-    assert judge(resources(preview=True)).undecided == {
-        "remote-command-as-root",
-        "remote-command-by-password",
-        "remote-command-unpinned",
-        "secret-in-command",
-    }
+def test_a_preview_leaves_open_only_what_is_done_over_ssh() -> None:
+    """The addresses and host keys of servers that don't exist yet; a run that has them decides all."""
+    made = resources(preview=True)
+    undecided = judge(made).undecided
+    assert "remote-command-unpinned" in undecided
+    commands = {one.name for one in made if one.type == COMMAND}
+    assert {name for names in undecided.values() for name in names} <= commands
     assert not judge(resources()).undecided
 
 
