@@ -10,6 +10,7 @@ from policies.least_privilege import statements
 from policies.policy import Config, Guideline, Option, Properties, Resource, Stack, Violations, each, given, mended
 from policies.resources import (
     AWS_DEFAULT_SECURITY_GROUP,
+    AWS_GROUP_ATTACHMENT,
     AWS_INSTANCE,
     AWS_LAUNCH_TEMPLATE,
     DATABASE_NAME,
@@ -21,6 +22,7 @@ from policies.resources import (
     TELL_SERVERS,
     firewalls_of,
     has_firewall,
+    interfaces_of,
     is_database_server,
     is_public,
     is_world,
@@ -169,11 +171,12 @@ def _attached_later(server: PolicyResource, stack: Stack) -> PolicyResource | No
     attach = {
         LINODE_FIREWALL: "linodes",
         LINODE_FIREWALL_DEVICE: "entityId",
-        "aws:ec2/networkInterfaceSecurityGroupAttachment:NetworkInterfaceSecurityGroupAttachment": "networkInterfaceId",
+        AWS_GROUP_ATTACHMENT: "networkInterfaceId",
     }
+    targets = {server.urn, *(interface.urn for interface in interfaces_of(server))}
     for other in stack:
         name = attach.get(other.resource_type)
-        if name and any(target.urn == server.urn for target in linked(other, name)):
+        if name and any(target.urn in targets for target in linked(other, name)):
             return other
     return None
 
@@ -271,15 +274,18 @@ def _reachable_database(resource: PolicyResource, config: Config, stack: Stack) 
 def _public_database(resource: PolicyResource, config: Config, stack: Stack) -> Violations:
     if not is_database_server(resource, config["databaseServers"]):
         return
+    holders = [resource, *interfaces_of(resource)]
     own = resource.props.get("associatePublicIpAddress")
+    subnets = [subnet for holder in holders for subnet in linked(holder, "subnetId")]
     if own:
         yield "asks for a public address"
-    elif own is None and any(subnet.props.get("mapPublicIpOnLaunch") for subnet in linked(resource, "subnetId")):
+    elif own is None and any(subnet.props.get("mapPublicIpOnLaunch") for subnet in subnets):
         yield "gets a public address from its subnet"
+    urns = {holder.urn for holder in holders}
     for other in stack:
         if other.resource_type in ("aws:ec2/eip:Eip", "aws:ec2/eipAssociation:EipAssociation"):
             targets = linked(other, "instance", "instanceId", "networkInterface", "networkInterfaceId")
-            if any(target.urn == resource.urn for target in targets):
+            if any(target.urn in urns for target in targets):
                 yield f"gets a public address from {other.name}"
 
 

@@ -19,6 +19,8 @@ LINODE_FIREWALL = "linode:index/firewall:Firewall"
 LINODE_FIREWALL_DEVICE = "linode:index/firewallDevice:FirewallDevice"
 AWS_INSTANCE = "aws:ec2/instance:Instance"
 AWS_LAUNCH_TEMPLATE = "aws:ec2/launchTemplate:LaunchTemplate"
+AWS_INTERFACE = "aws:ec2/networkInterface:NetworkInterface"
+AWS_GROUP_ATTACHMENT = "aws:ec2/networkInterfaceSecurityGroupAttachment:NetworkInterfaceSecurityGroupAttachment"
 AWS_SECURITY_GROUP = "aws:ec2/securityGroup:SecurityGroup"
 AWS_DEFAULT_SECURITY_GROUP = "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup"
 AWS_INGRESS_RULE = "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule"
@@ -166,29 +168,40 @@ def linked(resource: PolicyResource, *properties: str) -> list[PolicyResource]:
     return list({other.urn: other for other in found}.values())
 
 
+def interfaces_of(server: PolicyResource) -> list[PolicyResource]:
+    """The network interfaces of an EC2 instance that are resources of their own."""
+    found = linked(server, "primaryNetworkInterface", "networkInterfaces")
+    return [other for other in found if other.resource_type == AWS_INTERFACE]
+
+
 def firewalls_of(server: PolicyResource, stack: Stack) -> list[PolicyResource]:
     """The cloud firewalls that a server has from its first moment, with rules that are resources of their own."""
-    names = ("firewallId", "linodeInterfaces", "vpcSecurityGroupIds", "securityGroups", "networkInterfaces")
-    own = [other for other in linked(server, *names) if other.resource_type in SECURITY_GROUPS | {LINODE_FIREWALL}]
-    urns = {firewall.urn for firewall in own}
+    names = ("firewallId", "linodeInterfaces", "vpcSecurityGroupIds", "securityGroups")
+    holders = [server, *interfaces_of(server)]
+    kinds = SECURITY_GROUPS | {LINODE_FIREWALL}
+    own = {other.urn: other for holder in holders for other in linked(holder, *names) if other.resource_type in kinds}
     rules = [
         other
         for other in stack
         if other.resource_type in (AWS_INGRESS_RULE, AWS_RULE)
-        and any(group.urn in urns for group in linked(other, "securityGroupId"))
+        and any(group.urn in own for group in linked(other, "securityGroupId"))
     ]
-    return [*own, *rules]
+    return [*own.values(), *rules]
 
 
 def has_firewall(server: PolicyResource) -> bool:
     """Whether a server is made behind a firewall, known or not."""
     props = server.props
-    if given(props, "firewallId") or given(props, "vpcSecurityGroupIds") or given(props, "securityGroups"):
-        return True
-    interfaces = "linodeInterfaces" if server.resource_type == LINODE_INSTANCE else "networkInterfaces"
-    if server.resource_type == AWS_INSTANCE:
-        return given(props, interfaces)
-    return any(each(props.get(interfaces), lambda nic: given(nic, "firewallId")))
+    if server.resource_type == LINODE_INSTANCE:
+        # On Linode's newer interfaces, each has its own.
+        return given(props, "firewallId") or any(
+            each(props.get("linodeInterfaces"), lambda nic: given(nic, "firewallId"))
+        )
+    interfaces = interfaces_of(server)
+    if interfaces:
+        return all(given(interface.props, "securityGroups") for interface in interfaces)
+    names = ("vpcSecurityGroupIds", "securityGroups", "primaryNetworkInterface", "networkInterfaces")
+    return any(given(props, name) for name in names)
 
 
 def is_database_server(server: Resource, pattern: str) -> bool:

@@ -125,6 +125,13 @@ def command(name: str = "setup", connection: Props | None = None, **props: Any) 
     return Made("command:remote:Command", name, {"create": "true", **props, "connection": wanted})
 
 
+def by_interface(name: str, **props: Any) -> list[Made]:  # noqa: ANN401 - JSON
+    """An instance whose firewall and addresses belong to a network interface of its own."""
+    nic = Made("aws:ec2/networkInterface:NetworkInterface", "nic", props)
+    one = ec2(name, vpcSecurityGroupIds=None, primaryNetworkInterface={"networkInterfaceId": "eni-1"})
+    return [nic, linked(one, primaryNetworkInterface="nic")]
+
+
 def policy_document(**statement: Any) -> str:  # noqa: ANN401 - JSON
     return json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **statement}]})
 
@@ -324,8 +331,14 @@ PREVENT_DIRECT_ACCESS = {
             [linode(firewallId=None)],
             [linode(firewallId=None, linodeInterfaces=[{"public": {}}])],
             [ec2(vpcSecurityGroupIds=None)],
+            by_interface("web"),
         ],
-        good=[[linode()], [linode(firewallId=None, linodeInterfaces=[{"firewallId": 7}])], [ec2()]],
+        good=[
+            [linode()],
+            [linode(firewallId=None, linodeInterfaces=[{"firewallId": 7}])],
+            [ec2()],
+            by_interface("web", securityGroups=["sg-1"]),
+        ],
     ),
     "firewall-after-boot": Example(
         bad=[
@@ -338,6 +351,10 @@ PREVENT_DIRECT_ACCESS = {
                     entityId="web",
                     firewallId="firewall",
                 ),
+            ],
+            [
+                *by_interface("web"),
+                aws("ec2/NetworkInterfaceSecurityGroupAttachment", "late", {"networkInterfaceId": "nic"}),
             ],
         ],
         good=[[firewall(), linked(linode(), firewallId="firewall")]],
@@ -398,6 +415,7 @@ PREVENT_DIRECT_ACCESS = {
             [ec2("db", associatePublicIpAddress=True)],
             [aws("ec2/Subnet", "net", mapPublicIpOnLaunch=True), linked(ec2("db"), subnetId="net")],
             [ec2("db"), aws("ec2/Eip", "ip", {"instance": "db"}, domain="vpc")],
+            [*by_interface("db"), aws("ec2/Eip", "ip", {"networkInterface": "nic"}, domain="vpc")],
         ],
         good=[
             [ec2("db", associatePublicIpAddress=False)],
