@@ -11,7 +11,7 @@ RUN = uv=$$(rehearsal/bootstrap.sh) && "$$uv" run --frozen --no-sync
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up preview down outputs verify bench test lint
+.PHONY: help up preview down outputs verify bench test quick lint
 
 help: ## Show this list
 	@echo "make TARGET [STACK=local] [ARGS='arguments for pulumi']"
@@ -20,7 +20,7 @@ help: ## Show this list
 up: ## Bring a stack up on this machine: real servers in containers, nothing to pay
 	@$(RUN) python -m rehearsal up $(STACK) -- $(ARGS)
 
-preview: ## Show what `make up` would do
+preview: ## Show what `make up` would do, and what the policies say to it
 	@$(RUN) python -m rehearsal preview $(STACK) -- $(ARGS)
 
 down: ## Remove the stack's machines, networks, state and throw-away secrets
@@ -40,7 +40,10 @@ test: lint ## Lint, then every test: unit, policies, rehearsal
 	@# A file at a time on each of two workers: the tests wait for machines more than they work, and files share nothing.
 	@$(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
-lint: ## Check style, types, shell scripts and Go code
+quick: lint ## Lint, then the tests that need no machine and no root: unit, policies
+	@$(RUN) pytest -n 2 --dist loadfile tests/unit tests/policies $(ARGS)
+
+lint: ## Check style, types, shell scripts, Go code and workflows
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
 	@$(RUN) mypy
@@ -49,3 +52,6 @@ lint: ## Check style, types, shell scripts and Go code
 	@# The toolchain module needs a recent Go, which only machines without Pulumi's own release need.
 	@cd rehearsal/toolchain && if go list -m >/dev/null 2>&1; then \
 	  test -z "$$(gofmt -l cmd)" && CGO_ENABLED=0 go vet -trimpath ./... && CGO_ENABLED=0 go test -trimpath ./...; fi
+	@# Workflows, likewise; it asks the environment's shellcheck about the scripts in them.
+	@if (cd rehearsal/toolchain && go list -m) >/dev/null 2>&1; then \
+	  $(RUN) go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12; fi

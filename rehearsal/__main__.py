@@ -24,7 +24,7 @@ from rehearsal.host import HostError
 from rehearsal.realm import Realm
 from rehearsal.store import RealmError, write_atomically
 from rehearsal.toolchain import ToolchainError
-from rehearsal.workspace import Workspace, rehearsed_only
+from rehearsal.workspace import POLICIES, Workspace, rehearsed_only
 from uds import cert, init, ssh
 from uds.certificates import KeyType
 from uds.stack import OperatorError, Stack
@@ -69,13 +69,13 @@ def prepare() -> None:
 
 @app.command()
 def preview(stack: StackName, arguments: Arguments = None) -> None:
-    """Say what `up` would do; of a production stack, with throw-away secrets."""
+    """Say what `up` would do, and what the policies say to that; of a production stack, with throw-away secrets."""
     workspace = _prepare(stack, with_machines=False)
     if rehearsed_only(stack):
         # Such a stack file names no sources: they are this machine's.
         _allow_this_host(workspace, Realm.open(workspace.folder))
     _initialise(workspace)
-    _pulumi(workspace, ["preview", *(arguments or [])])
+    _pulumi(workspace, ["preview", "--policy-pack", str(POLICIES), *(arguments or [])])
 
 
 @app.command()

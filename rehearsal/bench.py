@@ -20,7 +20,7 @@ from components.settings import parse
 from rehearsal.realm import Realm
 from rehearsal.sinks import Sinks
 from rehearsal.visitor import Visitor
-from rehearsal.workspace import PROJECT_FOLDER, Workspace
+from rehearsal.workspace import POLICIES, PROJECT_FOLDER, Workspace
 from uds import admin, ssh
 from uds.stack import OperatorError, Stack
 
@@ -33,7 +33,7 @@ PERSON = "bench"
 
 
 def measure(stack: str, out: Console) -> None:
-    """Time the first `up`, a run with nothing to do, how long a release switch is felt, and how a backup is made."""
+    """Time the first `up`, runs with nothing to do, the policies, a release switch, an alert and a backup."""
     with tempfile.TemporaryDirectory() as name:
         # Read by `Workspace`, here and in the driver: nothing of the user's own rehearsal is touched.
         os.environ["UDS_REHEARSALS"] = name
@@ -45,6 +45,7 @@ def measure(stack: str, out: Console) -> None:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
             first = _seconds(lambda: _run([*driver, "up", stack], PROJECT_FOLDER, environment))
             ours, empty = _nothing_to_do(Workspace(stack))
+            alone, judged = _previews(Workspace(stack))
             opened = Stack.open(stack, rehearsal=True)
             away = _release_switch(opened, Path(name))
             backup = _backup_stream(opened)
@@ -56,6 +57,9 @@ def measure(stack: str, out: Console) -> None:
     table.add_row(f"pulumi up, nothing to do (median of {RUNS})", f"{ours:.2f}")
     table.add_row(f"pulumi up of an empty program, same configuration (median of {RUNS})", f"{empty:.2f}")
     table.add_row("ratio", f"{ours / empty:.2f}")
+    table.add_row(f"pulumi preview (median of {RUNS})", f"{alone:.2f}")
+    table.add_row(f"pulumi preview with the policies (median of {RUNS})", f"{judged:.2f}")
+    table.add_row("ratio", f"{judged / alone:.2f}")
     if away is not None:
         table.add_row(f"release switch: nobody answers on 443 (longest of {SWITCHES})", f"{away:.2f}")
     table.add_row(f"login to alert, from the start of the connection (median of {LOGINS})", f"{alert:.2f}")
@@ -85,6 +89,19 @@ def _nothing_to_do(workspace: Workspace) -> tuple[float, float]:
         ours.append(_seconds(lambda: _run([*up, "--expect-no-changes"], folder, environment)))
         theirs.append(_seconds(lambda: _run([*up, "--expect-no-changes"], empty, elsewhere)))
     return statistics.median(ours), statistics.median(theirs)
+
+
+def _previews(workspace: Workspace) -> tuple[float, float]:
+    """Seconds of a preview of the whole stack: alone, and with the policies."""
+    preview = ["pulumi", "preview", "--stack", workspace.stack]
+    alone: list[float] = []
+    judged: list[float] = []
+    # In turn, as above.
+    for _ in range(RUNS):
+        for seconds, arguments in ((alone, []), (judged, ["--policy-pack", str(POLICIES)])):
+            command = [*preview, *arguments]
+            seconds.append(_seconds(lambda: _run(command, workspace.folder, workspace.environment())))  # noqa: B023 - called at once
+    return statistics.median(alone), statistics.median(judged)
 
 
 def _release_switch(stack: Stack, temporary: Path) -> float | None:

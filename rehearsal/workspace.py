@@ -21,6 +21,7 @@ from rehearsal.store import write_atomically
 Value: TypeAlias = Any
 
 PROJECT_FOLDER = Path(__file__).parent.parent
+POLICIES = PROJECT_FOLDER / "policies"
 
 # Whose other half is a secret: accounts and their keys, certificates and theirs, the keys that backups are made for.
 _USELESS_BY_HALF = (f"{PROJECT}:deploy", f"{PROJECT}:admins", "certificate", "caCertificate", "publicKey", "recipients")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -11,16 +12,59 @@ import pytest
 from components.settings import parse
 from rehearsal.network import PUBLIC
 from rehearsal.workspace import Workspace
+from tests.policies.pending import PENDING, pack_arguments
 from tests.rehearsal.conftest import ROOT, Rehearsal
 from tests.rehearsal.support import Project, boots, changed, contents, resources
 
 
-def test_a_second_run_changes_nothing(up: Rehearsal) -> None:
+def test_a_second_run_changes_nothing(up: Rehearsal, tmp_path: Path) -> None:
     before, booted = resources(up), boots(up.realm())
-    up.make("preview", "--expect-no-changes")
+    up.make("preview", "--expect-no-changes", *pack_arguments(tmp_path))
     up.make("up", "--expect-no-changes")
     assert changed(before, resources(up)) == set()
     assert boots(up.realm()) == booted
+
+
+def test_the_policies_find_in_the_state_what_they_find_in_a_preview(up: Rehearsal, tmp_path: Path) -> None:
+    """`pulumi policy analyze`, as of a stack that was made before anyone had policies."""
+    state = json.loads(up.pulumi("stack", "export", "--show-secrets"))
+    file = tmp_path / "state.json"
+
+    def analyzed() -> tuple[int, set[str]]:
+        file.write_text(json.dumps(state))
+        command = ["pulumi", "policy", "analyze", "--policy-pack", str(ROOT / "policies"), "--file", str(file)]
+        done = subprocess.run(
+            [*command, *pack_arguments(tmp_path)],
+            env=up.stack().environment,
+            cwd=up.workspace,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, set(re.findall(r"\[(?:mandatory|advisory)\] \[severity: \w+\]\s+(\S+)", done.stdout))
+
+    assert analyzed() == (0, set(PENDING))
+
+    named = {resource["urn"].rpartition("::")[2]: resource for resource in state["deployment"]["resources"]}
+    named["db-1-instance"]["protect"] = False
+    for values in ("inputs", "outputs"):
+        named["db-1-firewall"][values]["inboundPolicy"] = "ACCEPT"
+        named["db-1-accounts-apply"][values]["logging"] = "stdout"
+        connection = named["db-1-mysql-apply"][values]["connection"]
+        login = json.loads(connection["plaintext"]) | {"user": "root"}
+        login.pop("hostKey")
+        connection["plaintext"] = json.dumps(login)
+    status, found = analyzed()
+    assert status != 0
+    assert found >= {
+        "inbound-default-accept",
+        "database-server-reachable",
+        "database-server-not-protected",
+        "command-output-in-log",
+        # What a preview of new servers can't know.
+        "remote-command-as-root",
+        "remote-command-unpinned",
+    }
 
 
 def greeting(address: IPv4Address, port: int) -> str:
@@ -185,7 +229,7 @@ def test_a_preview_of_production_needs_no_machine_and_stays_in_its_folder(tmp_pa
     project = Project.copied(tmp_path / "project")
     before = contents(project.folder, leave_out=[".venv"])
     environment = {key: value for key, value in os.environ.items() if key != "UDS_REHEARSALS"}
-    done = project.drive("preview", "linode", environment=environment)
+    done = project.drive("preview", "linode", "--", *pack_arguments(tmp_path), environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "linode:index:Instance" in done.stdout
     assert contents(project.folder, leave_out=[".venv", ".rehearsal"]) == before

@@ -43,6 +43,7 @@ class Registration:
     inputs: dict[str, Any]
     parent: str
     dependencies: frozenset[str]
+    property_dependencies: dict[str, tuple[str, ...]]
     protect: bool
     ignored: tuple[str, ...]
     secret_outputs: frozenset[str]
@@ -123,6 +124,7 @@ class _Monitor(mocks.MockMonitor):
                 inputs=_value(MessageToDict(request.object)),
                 parent=request.parent,
                 dependencies=frozenset(request.dependencies),
+                property_dependencies={name: tuple(found.urns) for name, found in request.propertyDependencies.items()},
                 protect=request.protect,
                 ignored=tuple(request.ignoreChanges),
                 secret_outputs=frozenset(request.additionalSecretOutputs),
