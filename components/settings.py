@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
-from components.catalogue import DEFAULT_SIZES, REGIONS
+from components.catalogue import DEFAULT_SIZES, REGIONS, SPLIT_NETWORKS
 from components.values import (
     AdminName,
     Certificates,
@@ -99,10 +99,6 @@ class NetworkSettings(_Section):
         if not 16 <= cidr.prefixlen <= 25:
             raise ValueError("has the wrong size; allowed is a prefix from /16 to /25")
         return cidr
-
-    def address(self, number: int) -> IPv4Address:
-        """The address with this number in the network. Clouds keep the first four and the last for themselves."""
-        return self.cidr.network_address + number
 
 
 class SshSettings(_Section):
@@ -251,6 +247,8 @@ class Settings(_Section):
     cloud: CloudName
     region: str
     image: Literal["debian13", "debian12", "ubuntu24.04"] = "debian13"
+    # The cloud's own number of an image of that system, where it isn't to be the newest one.
+    image_id: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._/-]+)?$")] = ""
     network: NetworkSettings = NetworkSettings()
     ssh: SshSettings
     app: AppSettings = AppSettings()
@@ -295,15 +293,27 @@ class Settings(_Section):
                     )
         return admins
 
+    @property
+    def private_subnet(self) -> IPv4Network:
+        """Where the servers stand that the world can't address: the whole network, or its lower half."""
+        return self._half(0)
+
+    @property
+    def public_subnet(self) -> IPv4Network:
+        """Where the application servers stand: the whole network, or its upper half."""
+        return self._half(1)
+
+    # Clouds keep the first four addresses of a subnet and its last one for themselves.
+
     @cached_property
     def app_addresses(self) -> dict[str, IPv4Address]:
         """The application servers and their private addresses: `app-1` first, which is the bastion."""
-        return {f"app-{number}": self.network.address(10 + number) for number in range(1, self.app.count + 1)}
+        return {f"app-{number}": self.public_subnet[10 + number] for number in range(1, self.app.count + 1)}
 
     @property
     def database_address(self) -> IPv4Address:
         """The database server's private address, below the application servers', so that `app.count` can grow."""
-        return self.network.address(DATABASE_NUMBER)
+        return self.private_subnet[DATABASE_NUMBER]
 
     @property
     def app_size(self) -> str:
@@ -314,6 +324,10 @@ class Settings(_Section):
     def database_size(self) -> str:
         """The database server's size, as the cloud names it."""
         return self.database.size or DEFAULT_SIZES[self.cloud]
+
+    def _half(self, number: int) -> IPv4Network:
+        cidr = self.network.cidr
+        return list(cidr.subnets())[number] if self.cloud in SPLIT_NETWORKS else cidr
 
 
 def parse(config: Mapping[str, str]) -> Settings:
