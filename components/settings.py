@@ -100,6 +100,10 @@ class NetworkSettings(_Section):
             raise ValueError("has the wrong size; allowed is a prefix from /16 to /25")
         return cidr
 
+    def address(self, number: int) -> IPv4Address:
+        """The private server's address with this number. Clouds keep a subnet's first four and last for themselves."""
+        return self.cidr[number]
+
 
 class SshSettings(_Section):
     """Who may reach SSH from outside."""
@@ -295,15 +299,13 @@ class Settings(_Section):
 
     @property
     def private_subnet(self) -> IPv4Network:
-        """Where the servers stand that the world can't address: the whole network, or its lower half."""
+        """Where the servers stand that the world can't address: the lower half of the network, or all of it."""
         return self._half(0)
 
     @property
     def public_subnet(self) -> IPv4Network:
-        """Where the application servers stand: the whole network, or its upper half."""
+        """Where the application servers stand: the upper half of the network, or all of it."""
         return self._half(1)
-
-    # Clouds keep the first four addresses of a subnet and its last one for themselves.
 
     @cached_property
     def app_addresses(self) -> dict[str, IPv4Address]:
@@ -313,7 +315,7 @@ class Settings(_Section):
     @property
     def database_address(self) -> IPv4Address:
         """The database server's private address, below the application servers', so that `app.count` can grow."""
-        return self.private_subnet[DATABASE_NUMBER]
+        return self.network.address(DATABASE_NUMBER)
 
     @property
     def app_size(self) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.settings import PROJECT, PROJECT_FOLDER
-from rehearsal import host, image, linode_plugin, recovery, toolchain
+from rehearsal import host, image, plugins, recovery, toolchain
 from rehearsal.bench import measure
 from rehearsal.host import HostError
 from rehearsal.realm import Realm
@@ -116,7 +116,7 @@ def _prepare(stack: str, *, with_machines: bool) -> Workspace:
         if with_machines:
             pool.submit(image.ensure, _image(workspace), _say).result()
         tools.result()
-    linode_plugin.install(workspace.bin)
+    plugins.install(workspace.bin)
     return workspace
 
 

@@ -198,8 +198,10 @@ class Aws(pulumi.ComponentResource):
         v4: str | None = None,
         v6: str | None = None,
     ) -> pulumi.Resource:
+        # Two colons would end the name in Pulumi's eyes.
+        source = str(v4 or v6).replace(":", "_")
         return vpc.SecurityGroupIngressRule(
-            f"{name}-in-{rule.label}-{v4 or v6}",
+            f"{name}-in-{rule.label}-{source}",
             security_group_id=firewall.id,
             ip_protocol=rule.protocol,
             from_port=rule.port,

@@ -8,6 +8,7 @@ import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from pulumi import _types
 from pulumi.runtime.rpc import UNKNOWN
@@ -23,26 +24,35 @@ _NAMES: dict[object, str] = {bool: "a boolean", int: "a whole number", float: "a
 
 
 def args_class(module: str, name: str) -> type:
-    """Import one resource's argument class without running the SDK's package, which would load every resource (1 s)."""
-    package = module.split(".", maxsplit=1)[0]
-    with _IMPORTING:
-        loaded = sys.modules.get(package)
-        if loaded is None:
-            spec = importlib.util.find_spec(package)
-            if spec is None or spec.submodule_search_locations is None:
-                raise ModuleNotFoundError(package)
-            bare = types.ModuleType(package)
-            bare.__path__ = list(spec.submodule_search_locations)
-            sys.modules[package] = bare
-            # The modules of resources import it, and arguments need nothing of it.
-            sys.modules[f"{package}.outputs"] = types.ModuleType(f"{package}.outputs")
-        try:
-            found: type = getattr(importlib.import_module(module), name)
-        finally:
-            if loaded is None:
-                # A later `import` of the package is to get the real one.
-                del sys.modules[package], sys.modules[f"{package}.outputs"]
+    """Import one resource's argument class without running the SDK's packages, which would load all resources (1 s)."""
+    names = module.split(".")
+    packages = [".".join(names[:end]) for end in range(1, len(names))]
+    with _IMPORTING, ExitStack() as bare:
+        for package in packages:
+            bare.enter_context(_bare(package))
+        found: type = getattr(importlib.import_module(module), name)
     return found
+
+
+@contextmanager
+def _bare(package: str) -> Iterator[None]:
+    """Have an empty package with this name for a while, unless the real one is loaded already."""
+    if package in sys.modules:
+        yield
+        return
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError(package)
+    bare = types.ModuleType(package)
+    bare.__path__ = list(spec.submodule_search_locations)
+    sys.modules[package] = bare
+    # The modules of resources import it, and arguments need nothing of it.
+    sys.modules[f"{package}.outputs"] = types.ModuleType(f"{package}.outputs")
+    try:
+        yield
+    finally:
+        # A later `import` of the package is to get the real one.
+        del sys.modules[package], sys.modules[f"{package}.outputs"]
 
 
 def problems(cls: type, inputs: Mapping[str, Plain], path: str = "") -> Iterator[Problem]:
