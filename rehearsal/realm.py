@@ -23,6 +23,8 @@ NUMBERS = 256
 VPCS, ROUTERS = "vpcs", "routers"
 RESOURCES = "resources"
 """What the clouds keep beside machines and networks: nothing of it is on this host."""
+KINDS = (RESOURCES, "subnets", "firewalls", VPCS, ROUTERS)
+"""Every kind of record but machines; those that use others come first."""
 FIRST_TEMPORARY = 200
 
 _HOST_LOCK = Path("/run/lock/uds-rehearsal.lock")
@@ -141,7 +143,7 @@ class Realm:
             if machine.number not in known:
                 self.power.destroy(machine.number)
                 yield f"machine {machine.label}"
-        for kind in (RESOURCES, "subnets", "firewalls", VPCS, ROUTERS):
+        for kind in KINDS:
             for number, record in self.store.all(kind).items():
                 if number not in known:
                     if kind == VPCS:
