@@ -720,9 +720,8 @@ INGRESS, EGRESS = IngressRule.what, EgressRule.what
 _KINDS = {VPC: ROUTERS, SUBNET: VPCS}
 
 
-def resources(workspace: Path) -> dict[str, Resource]:
+def resources(api: Api) -> dict[str, Resource]:
     """The resource types by token."""
-    api = Api(workspace)
     return {
         "aws:ec2/vpc:Vpc": Vpc(api),
         "aws:ec2/subnet:Subnet": Subnet(api),
