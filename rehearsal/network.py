@@ -208,6 +208,8 @@ class Network:
                 outer = self._outer(router, nic.network)
                 run(["ip", "link", "add", outer, "type", "veth", "peer", "name", device, "netns", name])
                 run(["ip", "link", "set", "dev", outer, "master", self.bridge(nic.network), "up"])
+                # It answers for others at once, not after up to 0.8 s: some (nmap) don't wait so long.
+                run(["ip", "netns", "exec", name, "sysctl", "-qw", f"net.ipv6.neigh.{device}.proxy_delay=0"])
                 lines.append(f"link set dev {device} up")
             there = present.pop(device, set())
             lines += [f"address del {address} dev {device}" for address in sorted(there - set(nic.addresses))]
