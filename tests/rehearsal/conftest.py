@@ -40,13 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "stack" in metafunc.fixturenames:
+    if "stack_name" in metafunc.fixturenames:
         alone = metafunc.definition.get_closest_marker("one_stack")
-        metafunc.parametrize("stack", STACKS[:1] if alone else STACKS, indirect=True, scope="session")
+        metafunc.parametrize("stack_name", STACKS[:1] if alone else STACKS, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> str:
+def stack_name(request: pytest.FixtureRequest) -> str:
     """The name of the stack that a test runs on."""
     name: str = request.param
     return name
@@ -207,12 +207,12 @@ def rehearsals(
 
 
 @pytest.fixture(scope="session")
-def up(rehearsals: Callable[[str], Rehearsal], stack: str) -> Rehearsal:
+def up(rehearsals: Callable[[str], Rehearsal], stack_name: str) -> Rehearsal:
     """The stack, up and ready; shared by the tests that leave it as they found it."""
-    return rehearsals(stack)
+    return rehearsals(stack_name)
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str) -> Iterator[Rehearsal]:
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack_name: str) -> Iterator[Rehearsal]:
     """A rehearsal of the test's own, with nothing started, for what would spoil the shared one."""
-    yield from new_rehearsal(tmp_path / "rehearsals", monkeypatch, stack)
+    yield from new_rehearsal(tmp_path / "rehearsals", monkeypatch, stack_name)
