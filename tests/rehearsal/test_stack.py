@@ -95,7 +95,12 @@ def test_a_hardened_file_changes_in_place(up: Rehearsal, tmp_path: Path) -> None
 
 def test_outputs_are_json_and_nothing_else(up: Rehearsal) -> None:
     done = subprocess.run(
-        ["make", "-s", "outputs"], cwd=ROOT, env=up.environment, capture_output=True, text=True, check=True
+        ["make", "-s", "outputs", f"STACK={up.name}"],
+        cwd=ROOT,
+        env=up.environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     outputs = json.loads(done.stdout)
     assert set(outputs) == {"servers", "sshUser", "database"}
