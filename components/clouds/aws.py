@@ -13,7 +13,7 @@ from components.clouds import Machine, Provisioned
 from components.firewall import CloudRule, check_aws_limits, cloud_rules
 from components.settings import PROJECT, Settings, SettingsError
 
-# Enough to look back at how an intrusion began: most are found within three months.
+# Enough to look back at how an intrusion began.
 _FLOW_LOG_DAYS = 90
 
 # GiB. The images' own 8 leave a database little room. It can be made larger in place, never smaller.
