@@ -8,17 +8,23 @@ class Image:
     """One supported operating system.
 
     `openssh` is the version in the image's archive: it decides which algorithms and options sshd understands, and an
-    option that it doesn't know keeps sshd from starting. Cloud names are `None` where the cloud doesn't offer it.
+    option that it doesn't know keeps sshd from starting. `linode` is Linode's own name for it, `aws` the public
+    parameter (SSM) in which its maker keeps the number of the newest image.
     """
 
     openssh: tuple[int, int]
-    linode: str | None
+    linode: str
+    aws: str
 
 
 IMAGES: dict[str, Image] = {
-    "debian13": Image(openssh=(10, 0), linode="linode/debian13"),
-    "debian12": Image(openssh=(9, 2), linode="linode/debian12"),
-    "ubuntu24.04": Image(openssh=(9, 6), linode="linode/ubuntu24.04"),
+    "debian13": Image(openssh=(10, 0), linode="linode/debian13", aws="/aws/service/debian/release/13/latest/amd64"),
+    "debian12": Image(openssh=(9, 2), linode="linode/debian12", aws="/aws/service/debian/release/12/latest/amd64"),
+    "ubuntu24.04": Image(
+        openssh=(9, 6),
+        linode="linode/ubuntu24.04",
+        aws="/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id",
+    ),
 }
 
 
@@ -37,6 +43,9 @@ REGIONS: dict[str, frozenset[str]] = {
         "us-west-2".split()
     ),
 }
+
+# Where servers that the world reaches stand in a subnet of their own, because routes belong to a subnet.
+SPLIT_NETWORKS: frozenset[str] = frozenset({"aws"})
 
 # The smallest size that runs a role comfortably. Every size can be changed in place later.
 DEFAULT_SIZES: dict[str, str] = {"linode": "g6-nanode-1", "aws": "t3.micro"}

@@ -36,6 +36,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 _LINODE_RULES: Final = 25
 _LINODE_ADDRESSES: Final = 255
+_AWS_RULES: Final = 60
 _LINODE_LABEL: Final = re.compile(r"[A-Za-z0-9_.-]{3,32}")
 
 
@@ -268,6 +269,24 @@ def check_linode_limits(rules: Sequence[CloudRule]) -> None:
     for label, count in Counter(rule.label for rule in rules).items():
         if count > 1:
             raise ValueError(f"rule label '{label}' is used {count} times: labels in a Linode firewall must differ")
+
+
+def check_aws_limits(rules: Sequence[CloudRule]) -> None:
+    """Checks rules against what a security group holds, so that the error comes before anything is created.
+
+    Each source of a rule counts, IPv4 and IPv6 apart. Source: Amazon VPC user guide, "Amazon VPC quotas"; the quota can
+    be raised for an account, at the price of fewer groups for each interface.
+
+    Raises ValueError, naming the number and the limit.
+    """
+    for family, count in (
+        ("IPv4", sum(len(rule.sources_v4) for rule in rules)),
+        ("IPv6", sum(len(rule.sources_v6) for rule in rules)),
+    ):
+        if count > _AWS_RULES:
+            raise ValueError(
+                f"{count} {family} source networks over all ports: a security group of AWS holds {_AWS_RULES} at most"
+            )
 
 
 def rules_v4(fw: Firewall) -> str:

@@ -89,6 +89,7 @@ class Server(pulumi.ComponentResource):
                     secrets=[login.private_key, login.sudo_password, deploy.bootstrap_seed.get_secret_value()],
                     limit=cloud.user_data_limit,
                 ),
+                public=args.bastion is None,
                 protect=args.protect,
             ),
             parent=self,

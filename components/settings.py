@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
-from components.catalogue import DEFAULT_SIZES, REGIONS
+from components.catalogue import DEFAULT_SIZES, REGIONS, SPLIT_NETWORKS
 from components.values import (
     AbsolutePath,
     AdminName,
@@ -110,8 +110,8 @@ class NetworkSettings(_Section):
         return cidr
 
     def address(self, number: int) -> IPv4Address:
-        """The address with this number in the network. Clouds keep the first four and the last for themselves."""
-        return self.cidr.network_address + number
+        """The private server's address with this number. Clouds keep a subnet's first four and last for themselves."""
+        return self.cidr[number]
 
 
 class SshSettings(_Section):
@@ -337,6 +337,8 @@ class Settings(_Section):
     cloud: CloudName
     region: str
     image: Literal["debian13", "debian12", "ubuntu24.04"] = "debian13"
+    # The cloud's own number of an image of that system, where it isn't to be the newest one.
+    image_id: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._/-]+)?$")] = ""
     network: NetworkSettings = NetworkSettings()
     ssh: SshSettings
     app: AppSettings = AppSettings()
@@ -394,10 +396,20 @@ class Settings(_Section):
                     )
         return admins
 
+    @property
+    def private_subnet(self) -> IPv4Network:
+        """Where the servers stand that the world can't address: the lower half of the network, or all of it."""
+        return self._half(0)
+
+    @property
+    def public_subnet(self) -> IPv4Network:
+        """Where the application servers stand: the upper half of the network, or all of it."""
+        return self._half(1)
+
     @cached_property
     def app_addresses(self) -> dict[str, IPv4Address]:
         """The application servers and their private addresses: `app-1` first, which is the bastion."""
-        return {f"app-{number}": self.network.address(10 + number) for number in range(1, self.app.count + 1)}
+        return {f"app-{number}": self.public_subnet[10 + number] for number in range(1, self.app.count + 1)}
 
     @property
     def database_address(self) -> IPv4Address:
@@ -423,6 +435,10 @@ class Settings(_Section):
     def backup_size(self) -> str:
         """The backup server's size, as the cloud names it."""
         return self.backup.size or DEFAULT_SIZES[self.cloud]
+
+    def _half(self, number: int) -> IPv4Network:
+        cidr = self.network.cidr
+        return list(cidr.subnets())[number] if self.cloud in SPLIT_NETWORKS else cidr
 
 
 def parse(config: Mapping[str, str]) -> Settings:

@@ -34,7 +34,7 @@ def main(workspace: Path) -> None:
     record, realm = store.get("machines", machine), json.loads((workspace / "cloud" / "realm.json").read_text())
     if record is None:
         raise RealmError(f"machine {machine} is not in the database")
-    nics = [Nic(nic["network"], tuple(nic["addresses"])) for nic in record["nics"]]
+    nics = [Nic.from_json(nic) for nic in record["nics"]]
     Network(realm["number"]).build(machine, nics, CloudFirewall.from_json(record["firewall"]).nft())
     prepare_disk(Path(config["root"]["path"]), record["root_keys"])
     config["mounts"] = [mount for mount in config["mounts"] if mount["destination"] not in _PODMANS_OWN]

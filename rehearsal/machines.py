@@ -278,7 +278,7 @@ class Machines:
 
 
 def _nics_to_json(nics: Iterable[Nic]) -> list[Record]:
-    return [{"network": nic.network, "addresses": list(nic.addresses)} for nic in nics]
+    return [nic.to_json() for nic in nics]
 
 
 def _machine(number: int, record: Record) -> Machine:
@@ -286,7 +286,7 @@ def _machine(number: int, record: Record) -> Machine:
         number=number,
         label=record["label"],
         image=record["image"],
-        nics=tuple(Nic(nic["network"], tuple(nic["addresses"])) for nic in record["nics"]),
+        nics=tuple(map(Nic.from_json, record["nics"])),
         firewall=CloudFirewall.from_json(record["firewall"]),
         powered=record["powered"],
         details=record["details"],

@@ -5,7 +5,7 @@ firewall are never late. Every name on the host begins with `uds<realm number>-`
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 from pathlib import Path
@@ -29,12 +29,61 @@ _NAMESPACE_SYSCTLS = (
 )
 
 
+_ROUTER_SYSCTLS = (
+    "net.ipv4.ip_forward=1",
+    # Machines of one subnet reach those of another through the router, never past it.
+    "net.ipv4.conf.all.send_redirects=0",
+    "net.ipv4.conf.default.send_redirects=0",
+    "net.ipv6.conf.all.forwarding=1",
+    "net.ipv6.conf.default.forwarding=1",
+    "net.ipv6.conf.all.proxy_ndp=1",
+    "net.ipv6.conf.default.proxy_ndp=1",
+)
+
+
 @dataclass(frozen=True)
 class Nic:
-    """A machine's interface: on the public network, or on the VPC with this id; addresses as CIDR."""
+    """A machine's interface: on the public network, or on the VPC with this id; addresses as CIDR.
+
+    `gateways` are the ways out, one of each family at most; the public network's own need not be named.
+    """
 
     network: str
     addresses: tuple[str, ...]
+    gateways: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Nic":
+        """The interface that `to_json` wrote."""
+        return cls(data["network"], tuple(data["addresses"]), tuple(data["gateways"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form that `from_json` reads."""
+        return {"network": self.network, "addresses": list(self.addresses), "gateways": list(self.gateways)}
+
+
+@dataclass(frozen=True)
+class Router:
+    """What stands between a private network's parts and the public network.
+
+    nics: the public one first, with the addresses (v4, as CIDR) at which others are reached through it.
+    neighbours: v6 addresses behind it, for which it answers on the public network.
+    nft: the tables with which it filters and translates; interfaces are called `public` and `v<network>`.
+    """
+
+    nics: tuple[Nic, ...]
+    neighbours: tuple[str, ...]
+    nft: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Router":
+        """The router that `to_json` wrote."""
+        return cls(tuple(map(Nic.from_json, data["nics"])), tuple(data["neighbours"]), data["nft"])
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form that `from_json` reads."""
+        nics = [nic.to_json() for nic in self.nics]
+        return {"nics": nics, "neighbours": list(self.neighbours), "nft": self.nft}
 
 
 class Network:
@@ -45,7 +94,8 @@ class Network:
         self.number = number
         self.prefix = f"uds{number}-"
         self.operator_v4 = IPv4Interface(f"198.18.{number}.1/24")
-        self.operator_v6 = IPv6Interface(f"2001:db8:{number:x}::1/64")
+        # Whatever is routed elsewhere in it (a VPC's block) is answered for by its router.
+        self.operator_v6 = IPv6Interface(f"2001:db8:{number:x}::1/48")
 
     def public_addresses(self, index: int) -> tuple[str, str]:
         """The v4 and v6 address (CIDR) of the public network's host number `index`."""
@@ -103,8 +153,9 @@ class Network:
         self._ensure_bridge(self.bridge(vpc), workspace)
 
     def stop_vpc(self, vpc: str) -> None:
-        """Remove the VPC's bridge; no error if it's gone."""
-        run(["ip", "link", "delete", "dev", self.bridge(vpc)], check=False)
+        """Remove the VPC's bridge, and a router's interface on it; no error if they are gone."""
+        for link in (self._outer(0, vpc), self.bridge(vpc)):
+            run(["ip", "link", "delete", "dev", link], check=False)
 
     def reserve(self, machine: int) -> None:
         """Have a namespace of this name, empty: podman looks for it before the boot hook makes the real one."""
@@ -135,6 +186,47 @@ class Network:
                 run(["ip", "link", "delete", "dev", str(link["ifname"])], check=False)
         if (NAMESPACES / name).exists():
             run(["ip", "netns", "delete", name])
+
+    def set_router(self, router: int, spec: Router) -> None:
+        """Have this router as described; connections through it survive where they still may."""
+        name = self.namespace(_router(router))
+        if not (NAMESPACES / name).exists():
+            run(["ip", "netns", "add", name])
+            run(["ip", "netns", "exec", name, "sysctl", "-qw", *_NAMESPACE_SYSCTLS, *_ROUTER_SYSCTLS])
+        run(["ip", "netns", "exec", name, "nft", "-f", "-"], stdin=spec.nft)
+        present = {
+            link["ifname"]: {
+                f"{one['local']}/{one['prefixlen']}" for one in link["addr_info"] if one["scope"] == "global"
+            }
+            for link in _ip_json("-n", name, "address", "show")
+            if link["ifname"] != "lo"
+        }
+        lines = []
+        for nic in spec.nics:
+            device = _device(nic.network)
+            if device not in present:
+                outer = self._outer(router, nic.network)
+                run(["ip", "link", "add", outer, "type", "veth", "peer", "name", device, "netns", name])
+                run(["ip", "link", "set", "dev", outer, "master", self.bridge(nic.network), "up"])
+                # It answers for others at once, not after up to 0.8 s: some (nmap) don't wait so long.
+                run(["ip", "netns", "exec", name, "sysctl", "-qw", f"net.ipv6.neigh.{device}.proxy_delay=0"])
+                lines.append(f"link set dev {device} up")
+            there = present.pop(device, set())
+            lines += [f"address del {address} dev {device}" for address in sorted(there - set(nic.addresses))]
+            for address in map(ip_interface, sorted(set(nic.addresses) - there)):
+                lines.append(" ".join(["address add", str(address), "dev", device, *_nodad(address)]))
+        lines += [f"link del dev {device}" for device in present]
+        for net in (self.operator_v4.network, self.operator_v6.network):
+            lines.append(f"route replace {net} dev {_device(PUBLIC)}")
+        lines.append(f"route replace default via {self.operator_v4.ip} dev {_device(PUBLIC)}")
+        lines += [f"neigh replace proxy {address} dev {_device(PUBLIC)}" for address in spec.neighbours]
+        run(["ip", "-n", name, "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+    def drop_router(self, router: int) -> None:
+        """Remove the router with its interfaces; no error if it's gone."""
+        # The others go with the networks that they are on.
+        run(["ip", "link", "delete", "dev", self._outer(router, PUBLIC)], check=False)
+        self.drop(_router(router))
 
     def load_firewall(self, machine: int, firewall: str) -> None:
         """Replace the cloud firewall of a running machine in one step."""
@@ -180,9 +272,13 @@ class Network:
             inside.append(f"link set dev {device} up")
             for address in map(ip_interface, nic.addresses):
                 inside.append(" ".join(["address add", str(address), "dev", device, *_nodad(address)]))
-            if nic.network == PUBLIC:
-                inside.append(f"route add default via {self.operator_v4.ip} dev {device}")
+            gateways = (str(self.operator_v4.ip),) if nic.network == PUBLIC else nic.gateways
+            inside += [f"route add default via {gateway} dev {device}" for gateway in gateways]
         return "\n".join(outside) + "\n", "\n".join(inside) + "\n"
+
+    def _outer(self, router: int, network: str) -> str:
+        """This host's end of a router's interface; names have 15 characters at most."""
+        return f"{self.prefix}p{router}" if network == PUBLIC else f"{self.prefix}s{network}"
 
     def _mac(self, machine: int, index: int) -> str:
         """A locally administered address, the same at every boot."""
@@ -200,7 +296,17 @@ class Network:
         yield "iptables", "filter", ["FORWARD", "-i", public, "-s", source, *comment, "-j", "ACCEPT"]
         established = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
         yield "iptables", "filter", ["FORWARD", "-o", public, "-d", source, *established, *comment, "-j", "ACCEPT"]
-        yield "iptables", "nat", ["POSTROUTING", "-s", source, "!", "-o", public, *comment, "-j", "MASQUERADE"]
+        # Not what is bridged on a private network, which passes here as well where Docker has switched that on.
+        yield "iptables", "nat", ["POSTROUTING", "-s", source, "!", "-o", every, *comment, "-j", "MASQUERADE"]
+
+
+def _router(router: int) -> str:
+    return f"r{router}"
+
+
+def _device(network: str) -> str:
+    """What a router calls its interface there."""
+    return PUBLIC if network == PUBLIC else f"v{network}"
 
 
 def enable_forwarding() -> bool:

@@ -15,12 +15,16 @@ from pathlib import Path
 from rehearsal import network
 from rehearsal.image import Progress
 from rehearsal.machines import NUMBER_LABEL, REALM_LABEL, Machine, Machines
-from rehearsal.network import PUBLIC, Network, Nic
+from rehearsal.network import PUBLIC, Network, Nic, Router
 from rehearsal.podman import run
 from rehearsal.store import RealmError, Store, write_atomically
 
 NUMBERS = 256
-VPCS = "vpcs"
+VPCS, ROUTERS = "vpcs", "routers"
+RESOURCES = "resources"
+"""What the clouds keep beside machines and networks: nothing of it is on this host."""
+KINDS = (RESOURCES, "subnets", "firewalls", VPCS, ROUTERS)
+"""Every kind of record but machines; those that use others come first."""
 FIRST_TEMPORARY = 200
 
 _HOST_LOCK = Path("/run/lock/uds-rehearsal.lock")
@@ -98,6 +102,8 @@ class Realm:
         self._start_network()
         for vpc in self.store.all(VPCS):
             self.network.start_vpc(str(vpc), str(self.workspace))
+        for router, record in self.store.all(ROUTERS).items():
+            self.network.set_router(router, Router.from_json(record["router"]))
         running = self.power.running()
         wanted = [machine for machine in self.machines() if machine.powered]
         down = [one for one in wanted if one.number not in running or not self.power.healthy(one)]
@@ -128,22 +134,37 @@ class Realm:
         self.network.stop_vpc(str(vpc))
         self.store.remove(VPCS, vpc)
 
-    def remove_unknown(self, known: Set[str]) -> Iterator[str]:
+    def remove_unknown(self, known: Set[int]) -> Iterator[str]:
         """Remove every resource whose id is not in `known`, and say which.
 
         Machines first: what they use can go only after them.
         """
         for machine in self.machines():
-            if str(machine.number) not in known:
+            if machine.number not in known:
                 self.power.destroy(machine.number)
                 yield f"machine {machine.label}"
-        for kind in ("subnets", "firewalls", VPCS):
-            for number in self.store.all(kind):
-                if str(number) not in known:
+        for kind in KINDS:
+            for number, record in self.store.all(kind).items():
+                if number not in known:
                     if kind == VPCS:
                         self.network.stop_vpc(str(number))
+                    elif kind == ROUTERS:
+                        self.network.drop_router(number)
                     self.store.remove(kind, number)
-                    yield f"{kind.removesuffix('s')} {number}"
+                    yield f"{record.get('what', kind.removesuffix('s'))} {number}"
+
+    def set_router(self, number: int, router: Router) -> None:
+        """Change what a router that has a record in the database lets through."""
+        with self.store.lock():
+            record = self.store.get(ROUTERS, number)
+            if record is not None:
+                self.store.put(ROUTERS, number, {**record, "router": router.to_json()})
+                self.network.set_router(number, router)
+
+    def destroy_router(self, number: int) -> None:
+        """Remove the router, then its record."""
+        self.network.drop_router(number)
+        self.store.remove(ROUTERS, number)
 
     @contextlib.contextmanager
     def outsider(self, index: int = FIRST_TEMPORARY) -> Iterator[Bystander]:

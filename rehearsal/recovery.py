@@ -20,7 +20,8 @@ def recover(stack: Stack, realm: Realm, progress: Callable[[str], None]) -> None
             lock.unlink(missing_ok=True)
     exported = json.loads(stack.pulumi("stack", "export"))
     state = exported["deployment"] or {}
-    known = {resource["id"] for resource in state.get("resources", []) if "id" in resource}
+    ids = [resource["id"].rpartition("-")[2] for resource in state.get("resources", []) if "id" in resource]
+    known = {int(number) for number in ids if number.isdigit()}
     for what in realm.remove_unknown(known):
         progress(f"removed {what}: the run that made it was killed before Pulumi knew of it")
     if state.pop("pending_operations", None):

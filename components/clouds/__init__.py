@@ -10,20 +10,22 @@ from typing import Protocol
 import pulumi
 
 from components.firewall import Firewall
-from components.settings import PROJECT, CloudName, Settings, SettingsError
+from components.settings import CloudName, Settings
 
 
 @dataclass(frozen=True)
 class Machine:
     """What a server asks of the cloud.
 
-    `user_data` is secret: it must not be readable in the state. `public` says whether the world may address it.
+    `user_data` is secret: it must not be readable in the state. `public` says whether the world is to address it;
+    others get no public address, except on a cloud that has no other way out for their updates.
     """
 
     private_address: IPv4Address
     size: str
     firewall: Firewall
     user_data: bytes
+    public: bool
     protect: bool
 
 
@@ -47,8 +49,10 @@ class Cloud(Protocol):
 
 def cloud_for(settings: Settings) -> Cloud:
     """The stack's cloud. Importing an SDK costs a second at every preview, so only the one in use is."""
-    if settings.cloud is not CloudName.LINODE:
-        raise SettingsError(f"{PROJECT}:cloud '{settings.cloud}': this version builds linode only")
+    if settings.cloud is CloudName.AWS:
+        from components.clouds.aws import Aws  # noqa: PLC0415 - see above
+
+        return Aws(settings)
     from components.clouds.linode import Linode  # noqa: PLC0415 - see above
 
     return Linode(settings)

@@ -38,7 +38,7 @@ class Linode(pulumi.ComponentResource):
         """Make the private network."""
         super().__init__("uds:cloud:Linode", "linode", None, opts)
         self._region = settings.region
-        self._image = IMAGES[settings.image].linode
+        self._image = settings.image_id or IMAGES[settings.image].linode
         self._root_key = settings.deploy.public_key
         # Labels are unique in a whole account, which may hold several stacks.
         self._prefix = pulumi.get_stack()

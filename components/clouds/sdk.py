@@ -11,27 +11,32 @@ _IMPORTING = threading.Lock()
 
 
 @contextmanager
-def without_the_rest(package: str) -> Iterator[None]:
-    """Let single modules of `package` be imported: the package itself imports every resource that the cloud has.
+def without_the_rest(*packages: str) -> Iterator[None]:
+    """Let single modules of `packages` be imported: a package itself imports every resource that the cloud has.
 
-    An empty package stands in its place meanwhile. A later import of the package gets the real one, with
-    the modules that are loaded already.
+    Empty packages stand in their places meanwhile (name an outer one before what is inside it). A later import of a
+    package gets the real one, with the modules that are loaded already.
 
     Raises:
         ModuleNotFoundError: the SDK is not installed.
     """
     with _IMPORTING:
-        loaded = sys.modules.get(package)
-        if loaded is not None:
-            yield
-            return
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.submodule_search_locations is None:
-            raise ModuleNotFoundError(package)
-        empty = types.ModuleType(package)
-        empty.__path__ = list(spec.submodule_search_locations)
-        sys.modules[package] = empty
+        empty = []
         try:
+            for package in packages:
+                if package not in sys.modules:
+                    sys.modules[package] = _empty(package)
+                    empty.append(package)
             yield
         finally:
-            del sys.modules[package]
+            for package in empty:
+                del sys.modules[package]
+
+
+def _empty(package: str) -> types.ModuleType:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError(package)
+    module = types.ModuleType(package)
+    module.__path__ = list(spec.submodule_search_locations)
+    return module

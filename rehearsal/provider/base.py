@@ -1,5 +1,6 @@
 """A provider plugin that stands in for a cloud's own: the Pulumi protocol here, the cloud in `Resource` classes."""
 
+import argparse
 import asyncio
 import os
 import re
@@ -19,6 +20,7 @@ from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
 from pulumi.runtime.proto import provider_pb2_grpc
 
 from rehearsal.language_host.lifeline import end_with_parent
+from rehearsal.plugins import executable
 from rehearsal.provider import schema
 from rehearsal.provider.schema import Problem
 from rehearsal.provider.values import Plain, Properties, plain_map, wrap, wrap_like
@@ -38,6 +40,8 @@ class Resource(ABC):
 
     args: ClassVar[tuple[str, str]]
     """Module and name of the SDK's argument class."""
+    prefix: ClassVar[str] = ""
+    """What the cloud's ids of this type begin with; a number follows."""
     replaces: ClassVar[frozenset[str]]
     """Properties that can't change in place."""
 
@@ -63,12 +67,17 @@ class Resource(ABC):
         """Remove it; no error when it's gone."""
 
 
+Function = Callable[[dict[str, Plain]], dict[str, Plain]]
+"""What a program may look up: arguments to result. Raises RealmError when the cloud refuses."""
+
+
 class StandIn(provider.Provider):
     """The plugin. Cloud work runs in threads, so that machines boot at the same time."""
 
-    def __init__(self, resources: Mapping[str, Resource]) -> None:
-        """`resources` by type token."""
+    def __init__(self, resources: Mapping[str, Resource], functions: Mapping[str, Function] | None = None) -> None:
+        """`resources` and `functions` by token."""
         self._resources = resources
+        self._functions = functions or {}
 
     def load(self) -> None:
         """Load the SDK's classes, which every run has to."""
@@ -115,7 +124,7 @@ class StandIn(provider.Provider):
 
     async def read(self, request: provider.ReadRequest) -> provider.ReadResponse:
         """What is there now, for `pulumi refresh`."""
-        found = await asyncio.to_thread(self._resource(request.type).read, _number(request.resource_id))
+        found = await asyncio.to_thread(self._resource(request.type).read, self._number(request))
         if found is None:
             return provider.ReadResponse()
         current, outputs = found
@@ -131,16 +140,25 @@ class StandIn(provider.Provider):
             kept = {name: value for name, value in request.olds.items() if name not in old.get(_GIVEN, [])}
             return provider.UpdateResponse(properties={**kept, **request.news})
         resource = self._resource(request.type)
-        outputs = await asyncio.to_thread(resource.update, _number(request.resource_id), old, new)
+        outputs = await asyncio.to_thread(resource.update, self._number(request), old, new)
         return provider.UpdateResponse(properties=_state(request.news, outputs))
 
     async def delete(self, request: provider.DeleteRequest) -> None:
         """Remove the resource."""
-        await asyncio.to_thread(self._resource(request.type).delete, _number(request.resource_id))
+        await asyncio.to_thread(self._resource(request.type).delete, self._number(request))
 
     async def invoke(self, request: provider.InvokeRequest) -> provider.InvokeResponse:
-        """Refuse: no function is rehearsed."""
-        raise RealmError(f"{request.tok} can't be called in a rehearsal")
+        """Look something up."""
+        if request.tok not in self._functions:
+            raise RealmError(f"{request.tok} can't be called in a rehearsal")
+        found = self._functions[request.tok](plain_map(request.args))
+        return provider.InvokeResponse({name: wrap(value) for name, value in found.items()})
+
+    def _number(self, request: provider.ReadRequest | provider.UpdateRequest | provider.DeleteRequest) -> int:
+        number = request.resource_id.removeprefix(self._resource(request.type).prefix)
+        if not number.isdigit():
+            raise RealmError(f"{request.resource_id!r} is not an id of this cloud")
+        return int(number)
 
     def _resource(self, token: str) -> Resource:
         # The SDK takes the type from the URN, where the types of the parents stand before it.
@@ -168,12 +186,6 @@ def _state(inputs: Properties, outputs: Mapping[str, Plain]) -> Properties:
     return {**inputs, **computed, _GIVEN: wrap(given)}
 
 
-def _number(resource_id: str) -> int:
-    if not resource_id.isdigit():
-        raise RealmError(f"{resource_id!r} is not an id of this cloud")
-    return int(resource_id)
-
-
 class _Plainly(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Shows a refusal as the one line that it is, without this program's stack."""
 
@@ -194,6 +206,15 @@ class _Plainly(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no 
                 raise
 
         return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+def main(cloud: str, version: str, plugin: Callable[[Path], StandIn]) -> None:
+    """The plugin's process: serve until the engine ends it. Ends at once, saying why, outside a rehearsal."""
+    arguments = argparse.ArgumentParser(description=f"{cloud} in a rehearsal, for Pulumi")
+    arguments.add_argument("engine", help="address of the Pulumi engine")
+    # Pulumi adds its logging options when it runs verbosely.
+    known, _ = arguments.parse_known_args()
+    serve(known.engine, version, plugin(workspace(executable(cloud))))
 
 
 def workspace(plugin: str) -> Path:

@@ -21,16 +21,18 @@ _NAMES: dict[object, str] = {bool: "a boolean", int: "a whole number", float: "a
 
 def args_class(module: str, name: str) -> type:
     """Import one resource's argument class without all the others of its SDK (1 s)."""
-    package = module.split(".", maxsplit=1)[0]
-    with without_the_rest(package):
+    names = module.split(".")
+    packages = [".".join(names[:end]) for end in range(1, len(names))]
+    with without_the_rest(*packages):
         # The modules of resources import it, and arguments need nothing of it.
-        outputs = sys.modules.setdefault(f"{package}.outputs", types.ModuleType(f"{package}.outputs"))
+        unused = [outputs for package in packages if (outputs := f"{package}.outputs") not in sys.modules]
+        sys.modules.update({outputs: types.ModuleType(outputs) for outputs in unused})
         try:
             found: type = getattr(importlib.import_module(module), name)
         finally:
-            if not hasattr(outputs, "__file__"):
-                # A later import is to get the real one.
-                del sys.modules[f"{package}.outputs"]
+            # A later import is to get the real one.
+            for outputs in unused:
+                del sys.modules[outputs]
     return found
 
 

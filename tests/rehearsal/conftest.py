@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import yaml
 
 from components.settings import PROJECT
+from rehearsal.machines import Machine
 from rehearsal.realm import Realm
 from rehearsal.workspace import Workspace
 from uds.ssh import agent, write_config
@@ -23,13 +26,40 @@ from uds.stack import Stack
 ROOT = Path(__file__).parents[2]
 PASSWORD = "Gr8-Wombat!Kite"
 
+STACKS = ("local", "aws-local")
+"""One of each cloud: every test that has a rehearsal runs on all of them, unless it is marked with `one_stack`."""
+
+
+def one_stack(why: str) -> pytest.MarkDecorator:
+    """For tests whose subject can't depend on the cloud, to save their time: they run on the first stack alone."""
+    return pytest.mark.one_stack(why)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "one_stack(why): can't depend on the cloud, so it runs on one stack")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "stack_name" in metafunc.fixturenames:
+        alone = metafunc.definition.get_closest_marker("one_stack")
+        metafunc.parametrize("stack_name", STACKS[:1] if alone else STACKS, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def stack_name(request: pytest.FixtureRequest) -> str:
+    """The name of the stack that a test runs on."""
+    name: str = request.param
+    return name
+
 
 @dataclass
 class Rehearsal:
-    """One rehearsal of the stack `local`, driven from outside as a person drives it."""
+    """One rehearsal of a stack, driven from outside as a person drives it."""
 
     folder: Path
     """UDS_REHEARSALS: what the driver takes for the place of all rehearsals."""
+    name: str
+    """The stack's."""
     _contexts: ExitStack = field(default_factory=ExitStack)
     _ssh_config: Path | None = None
 
@@ -39,11 +69,11 @@ class Rehearsal:
 
     @property
     def workspace(self) -> Path:
-        return self.folder / "local"
+        return self.folder / self.name
 
     def make(self, verb: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """What `make VERB ARGS=...` runs."""
-        command = [sys.executable, "-m", "rehearsal", verb, "local", *(["--", *arguments] if arguments else [])]
+        command = [sys.executable, "-m", "rehearsal", verb, self.name, *(["--", *arguments] if arguments else [])]
         return self._run(command, check=check)
 
     def uds(self, *arguments: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -52,9 +82,9 @@ class Rehearsal:
 
     def stack(self) -> Stack:
         """The stack with its secrets."""
-        workspace = Workspace("local")
+        workspace = Workspace(self.name)
         assert workspace.folder == self.workspace, "the test process must have UDS_REHEARSALS set"
-        return Stack("local", workspace.folder, workspace.folder / "keys", workspace.environment())
+        return Stack(self.name, workspace.folder, workspace.folder / "keys", workspace.environment())
 
     def pulumi(self, *arguments: str) -> str:
         return self.stack().pulumi(*arguments)
@@ -64,14 +94,33 @@ class Rehearsal:
 
     def configure(self, key: str, values: Mapping[str, object]) -> None:
         """Change one object of the configuration, as somebody who edits the stack file does."""
-        Workspace("local").set_section(key, values)
+        Workspace(self.name).set_section(key, values)
 
     def configuration(self) -> dict[str, Any]:
-        config: dict[str, Any] = yaml.safe_load(Workspace("local").stack_file.read_text())["config"]
+        config: dict[str, Any] = yaml.safe_load(Workspace(self.name).stack_file.read_text())["config"]
         return {key.removeprefix(f"{PROJECT}:"): value for key, value in config.items()}
 
     def realm(self) -> Realm:
         return Realm.open(self.workspace)
+
+    def label(self, server: str) -> str:
+        """What the cloud calls a server."""
+        return f"{self.name}-{server}"
+
+    def machine(self, server: str) -> Machine:
+        return self.realm().machine(self.label(server))
+
+    def private_address(self, server: str) -> str:
+        return str(self.outputs()["servers"][server]["privateIp"])
+
+    def public_addresses(self, server: str) -> tuple[str, ...]:
+        """Where the world can address a server, IPv4 and then IPv6; a private one may have no such address.
+
+        The first may be translated, and then the server itself doesn't know it.
+        """
+        v4 = self.outputs()["servers"][server].get("publicIp")
+        own = [str(ip_interface(address).ip) for nic in self.machine(server).nics for address in nic.addresses]
+        return (*([v4] if v4 else []), *(address for address in own if ":" in address))
 
     def ssh(
         self, server: str, *command: str, stdin: str = "", check: bool = True, timeout: float = 120
@@ -115,21 +164,31 @@ class Rehearsal:
         return done
 
 
-def new_rehearsal(folder: Path, monkeypatch: pytest.MonkeyPatch, *, backups: bool = False) -> Iterator[Rehearsal]:
-    """A rehearsal that isn't up yet; whatever the test did, nothing of it is left afterwards.
-
-    Only with `backups` it has the third server, which most tests don't need.
-    """
+def new_rehearsal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = STACKS[0], *, backups: bool = False
+) -> Iterator[Rehearsal]:
+    """A rehearsal that isn't up yet; whatever the test did, nothing of it is left afterwards."""
     monkeypatch.setenv("UDS_REHEARSALS", str(folder))
-    rehearsal = Rehearsal(folder)
-    Workspace("local").prepare()
+    with _removed_afterwards(_prepared(folder, name, backups=backups)) as rehearsal:
+        yield rehearsal
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepared(folder: Path, name: str, *, backups: bool = False) -> Rehearsal:
+    """Only with `backups` it has the third server, which most tests don't need."""
+    rehearsal = Rehearsal(folder, name)
+    Workspace(name).prepare()
     rehearsal.configure("backup", {"server": backups})
+    return rehearsal
+
+
+@contextmanager
+def _removed_afterwards(rehearsal: Rehearsal) -> Iterator[Rehearsal]:
     try:
         yield rehearsal
     finally:
         rehearsal.close()
         rehearsal.make("down")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -139,24 +198,40 @@ def session_monkeypatch() -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture(scope="session")
-def up(tmp_path_factory: pytest.TempPathFactory, session_monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehearsal]:
-    """The stack with one admin, up and ready; shared by the tests that leave it as they found it."""
+def rehearsals(
+    tmp_path_factory: pytest.TempPathFactory, session_monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Rehearsal]]:
+    """Each stack by name: up from when the first test asks for it until the last test of all has ended."""
     assert os.geteuid() == 0, "the rehearsal's machines need root: run the tests as root or with sudo"
-    for rehearsal in new_rehearsal(tmp_path_factory.mktemp("rehearsals"), session_monkeypatch):
-        rehearsal.make("up")
+    folder = tmp_path_factory.mktemp("rehearsals")
+    session_monkeypatch.setenv("UDS_REHEARSALS", str(folder))
+    with ExitStack() as afterwards:
+
+        @cache
+        def rehearsal(name: str) -> Rehearsal:
+            made = afterwards.enter_context(_removed_afterwards(_prepared(folder, name)))
+            made.make("up")
+            return made
+
         yield rehearsal
 
 
+@pytest.fixture(scope="session")
+def up(rehearsals: Callable[[str], Rehearsal], stack_name: str) -> Rehearsal:
+    """The stack, up and ready; shared by the tests that leave it as they found it."""
+    return rehearsals(stack_name)
+
+
 @pytest.fixture(scope="module")
-def up_with_backups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+def up_with_backups(tmp_path_factory: pytest.TempPathFactory, stack_name: str) -> Iterator[Rehearsal]:
     """As `up`, with the backup server; of a test file's own, which then doesn't use `up`."""
     with pytest.MonkeyPatch.context() as patch:
-        for rehearsal in new_rehearsal(tmp_path_factory.mktemp("rehearsals"), patch, backups=True):
+        for rehearsal in new_rehearsal(tmp_path_factory.mktemp("rehearsals"), patch, stack_name, backups=True):
             rehearsal.make("up")
             yield rehearsal
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehearsal]:
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack_name: str) -> Iterator[Rehearsal]:
     """A rehearsal of the test's own, with nothing started, for what would spoil the shared one."""
-    yield from new_rehearsal(tmp_path / "rehearsals", monkeypatch)
+    yield from new_rehearsal(tmp_path / "rehearsals", monkeypatch, stack_name)

@@ -99,7 +99,7 @@ def add(up: Rehearsal, folder: Path, name: str, password: str = PASSWORD) -> Per
     """`uds admin add`: what a person reads off its output is all that they get."""
     key = folder / name if (folder / name).exists() else new_key(folder, name)
     told = up.uds(
-        "admin", "add", "local", name, "--key", f"{key}.pub", "--password-stdin", stdin=f"{password}\n"
+        "admin", "add", up.name, name, "--key", f"{key}.pub", "--password-stdin", stdin=f"{password}\n"
     ).stdout
     secret = re.search(r"type the secret: ([A-Z2-7]{32})\b", told)
     assert secret, told
@@ -109,7 +109,7 @@ def add(up: Rehearsal, folder: Path, name: str, password: str = PASSWORD) -> Per
 def dismiss(up: Rehearsal, names: Iterable[str]) -> None:
     """Take people out again, where a test hasn't."""
     for name in names:
-        up.uds("admin", "remove", "local", name, check=False)
+        up.uds("admin", "remove", up.name, name, check=False)
     up.make("up")
 
 
@@ -325,8 +325,7 @@ def metadata_service(up: Rehearsal, server: str) -> Iterator[None]:
 
 def console(up: Rehearsal, server: str, script: str, *, check: bool = True) -> str:
     """Run a shell script as root on a server's console: what it prints, errors among it."""
-    realm = up.realm()
-    done = realm.power.exec(realm.machine(f"local-{server}").number, ["sh", "-c", f"exec 2>&1; set -e\n{script}"])
+    done = up.realm().power.exec(up.machine(server).number, ["sh", "-c", f"exec 2>&1; set -e\n{script}"])
     assert not check or done.returncode == 0, done.stdout
     return done.stdout
 

@@ -121,7 +121,7 @@ class Run:
     def of(cls, rehearsal: Rehearsal, verb: str) -> "Run":
         run = cls(
             subprocess.Popen(
-                [sys.executable, "-m", "rehearsal", verb, "local"],
+                [sys.executable, "-m", "rehearsal", verb, rehearsal.name],
                 cwd=ROOT,
                 env=rehearsal.environment,
                 stdout=subprocess.PIPE,

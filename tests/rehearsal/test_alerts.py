@@ -13,7 +13,7 @@ import paramiko
 import pytest
 
 from rehearsal.sinks import Received, Sinks
-from tests.rehearsal.conftest import PASSWORD, Rehearsal
+from tests.rehearsal.conftest import PASSWORD, Rehearsal, one_stack
 from tests.rehearsal.people import (
     Client,
     Person,
@@ -31,6 +31,8 @@ from tests.rehearsal.people import (
 )
 from tests.rehearsal.support import Script, until
 from uds.certificates import Authority
+
+pytestmark = one_stack("alerts come from the journal and go out as any connection does")
 
 CHANNELS = ("email", "slack", "pushover")
 SERVERS = ("app-1", "db-1")

@@ -22,9 +22,11 @@ from cryptography import x509
 from components.settings import PROJECT_FOLDER
 from rehearsal.realm import Bystander
 from rehearsal.visitor import Visitor
-from tests.rehearsal.conftest import Rehearsal, new_rehearsal
+from tests.rehearsal.conftest import Rehearsal, new_rehearsal, one_stack
 from tests.rehearsal.people import metadata_service
 from tests.rehearsal.support import Script, until
+
+pytestmark = one_stack("a release is files, processes and values on one server; how it is reached is in test_ports.py")
 
 HOST = "application.test"
 DEMO = PROJECT_FOLDER / "rehearsal/demo"

@@ -20,9 +20,13 @@ from tests.rehearsal.backups import (
     unpacked,
     waiting,
 )
-from tests.rehearsal.conftest import Rehearsal
+from tests.rehearsal.conftest import Rehearsal, one_stack
 from tests.rehearsal.people import for_a_while
 from tests.rehearsal.support import until
+
+pytestmark = one_stack(
+    "a backup is made and kept by two servers that reach each other; that they do on every cloud is in test_stack.py"
+)
 
 MARK = "Zebra-7f3a-lantern"
 

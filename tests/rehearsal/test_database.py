@@ -22,9 +22,11 @@ from rehearsal.machines import Machine
 from rehearsal.network import PUBLIC
 from rehearsal.realm import Bystander
 from rehearsal.workspace import Workspace
-from tests.rehearsal.conftest import Rehearsal, new_rehearsal
+from tests.rehearsal.conftest import Rehearsal, new_rehearsal, one_stack
 from tests.rehearsal.support import Script, until
 from uds.certificates import Authority
+
+pytestmark = one_stack("TLS, accounts and rights are the database's own; how it is reached is in test_ports.py")
 
 IMAGES = {"mariadb": "debian13", "mysql": "ubuntu24.04"}
 ADDRESS = "10.20.0.5"

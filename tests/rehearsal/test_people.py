@@ -7,7 +7,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from tests.rehearsal.conftest import PASSWORD, Rehearsal
+from tests.rehearsal.conftest import PASSWORD, Rehearsal, one_stack
 from tests.rehearsal.people import (
     Door,
     Person,
@@ -24,6 +24,10 @@ from tests.rehearsal.people import (
     new_key,
 )
 from tests.rehearsal.support import boots, resources
+
+pytestmark = one_stack(
+    "people are accounts on servers and values in a configuration; how they get there is in test_ssh.py"
+)
 
 SERVERS = ("app-1", "db-1")
 CODES = "/var/lib/google-authenticator"
@@ -84,7 +88,7 @@ def everywhere(up: Rehearsal, script: str) -> set[str]:
 
 
 def test_people_are_added_in_place(team: Team) -> None:
-    listed = team.up.uds("admin", "list", "local").stdout
+    listed = team.up.uds("admin", "list", team.up.name).stdout
     for person in (team.carol, team.dave):
         assert person.name in listed
         groups = everywhere(team.up, f"id -nG {person.name} | tr ' ' '\\n' | sort | xargs")
@@ -149,14 +153,14 @@ def test_who_is_removed_is_out_at_once_and_can_come_back(team: Team, session: Se
     for one in (outer, inner):
         assert command(one, "echo mine > ~/notes; nohup sleep 1000 >/dev/null 2>&1 & echo started") == (0, "started\n")
 
-    up.uds("admin", "remove", "local", "dave")
+    up.uds("admin", "remove", up.name, "dave")
     assert outer.is_alive()
     up.make("up")
 
     for one in (outer, inner):
         assert ends(one, 30)
     through.close()
-    assert "dave" not in up.uds("admin", "list", "local").stdout
+    assert "dave" not in up.uds("admin", "list", up.name).stdout
     with pytest.raises(paramiko.AuthenticationException):
         log_in(team.app, dave, dave.scratch[1])
     traces = (
@@ -171,7 +175,7 @@ def test_who_is_removed_is_out_at_once_and_can_come_back(team: Team, session: Se
 
     again = add(up, team.folder, "dave")
     assert again.secret != dave.secret
-    assert up.uds("admin", "add", "local", "dave", "--key", f"{dave.key}.pub", check=False).returncode == 1
+    assert up.uds("admin", "add", up.name, "dave", "--key", f"{dave.key}.pub", check=False).returncode == 1
     up.make("up")
     # With the key of the first day, which `add` took again; what is left of the first dave is not the second one's.
     outer = log_in(team.app, again, again.code())
@@ -194,10 +198,10 @@ def test_a_person_who_cannot_be_is_refused_before_anything_changes(team: Team) -
         ("Erin Smith", PASSWORD, "Erin Smith"),
         ("carol", PASSWORD, "carol is an admin already"),
     ]:
-        arguments = ("admin", "add", "local", name, "--key", key, "--password-stdin")
+        arguments = ("admin", "add", up.name, name, "--key", key, "--password-stdin")
         done = up.uds(*arguments, stdin=f"{password}\n", check=False)
         assert done.returncode == 1, name
         assert reason in " ".join(done.stderr.split()), done.stderr
         assert "Traceback" not in done.stderr
-    assert up.uds("admin", "remove", "local", "erin", check=False).returncode == 1
+    assert up.uds("admin", "remove", up.name, "erin", check=False).returncode == 1
     assert up.configuration() == before

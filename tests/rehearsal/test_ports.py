@@ -7,7 +7,7 @@ been let through just as one that answers (`open`): the model has to allow both.
 import contextlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from components.firewall import Firewall, Packet, Protocol, allows, local_port
 from components.settings import parse
 from rehearsal import podman
 from rehearsal.machines import Machine
-from rehearsal.network import PUBLIC
-from rehearsal.realm import Bystander, Realm
+from rehearsal.network import PUBLIC, Nic
+from rehearsal.realm import ROUTERS, Bystander, Realm
 from tests.rehearsal.conftest import Rehearsal
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -76,11 +76,28 @@ APP_SOURCE_PORTS = range(40101, 40101 + len(SETTINGS))
 
 @dataclass(frozen=True)
 class Server:
-    """A server of the stack: its machine, its role's firewall and the TCP ports that somebody listens on."""
+    """A server of the stack: its machine, its role's firewall and the TCP ports that somebody listens on.
+
+    `public` is where the world can address it.
+    """
 
     machine: Machine
     firewall: Firewall
     listeners: frozenset[int]
+    public: tuple[str, ...]
+
+    @property
+    def nic(self) -> Nic:
+        """Its interface on the private network."""
+        return next(nic for nic in self.machine.nics if nic.network != PUBLIC)
+
+    @property
+    def device(self) -> str:
+        return f"eth{self.machine.nics.index(self.nic)}"
+
+    @property
+    def private(self) -> str:
+        return str(ip_interface(self.nic.addresses[0]).ip)
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,6 @@ class Ground:
     app: Server
     db: Server
     outsider: Bystander
-    neighbour: Bystander
     routes: list[Route]
 
     @property
@@ -152,23 +168,34 @@ class Ground:
 @pytest.fixture(scope="module")
 def ground(up: Rehearsal) -> Iterator[Ground]:
     realm, settings = up.realm(), parse(up.stack().config())
-    app = Server(realm.machine("local-app-1"), app_server.firewall(settings), frozenset({22, *APP_LISTENERS}))
-    db_listeners = (settings.database.port, 8080)
-    db = Server(realm.machine("local-db-1"), db_server.firewall(settings), frozenset({22, *db_listeners}))
-    [vpc] = [nic.network for nic in app.machine.nics if nic.network != PUBLIC]
+    app_listeners, db_listeners = (22, *APP_LISTENERS), (22, settings.database.port, 8080)
+    roles = (
+        ("app-1", app_server.firewall(settings), app_listeners),
+        ("db-1", db_server.firewall(settings), db_listeners),
+    )
+    app, db = (
+        Server(up.machine(name), firewall, frozenset(listeners), up.public_addresses(name))
+        for name, firewall, listeners in roles
+    )
     with ExitStack() as stack:
-        for server, ports, program in ((app, APP_LISTENERS, "application"), (db, db_listeners, "mysql")):
+        for server, ports, program in ((app, app_listeners[1:], "application"), (db, db_listeners[1:], "mysql")):
             stack.enter_context(listening(realm, server, ports, program))
         outsider = stack.enter_context(realm.outsider())
-        address = f"{settings.network.address(99)}/{settings.network.cidr.prefixlen}"
-        neighbour = stack.enter_context(realm.neighbour(int(vpc), address))
+        neighbours = {}
+        for network, subnet in ((app.nic.network, settings.public_subnet), (db.nic.network, settings.private_subnet)):
+            if network not in neighbours:
+                address = f"{subnet[99]}/{subnet.prefixlen}"
+                neighbours[network] = stack.enter_context(realm.neighbour(int(network), address))
         # The host may have several realms under test.
         table = f"inet {realm.network.prefix}scans"
-        stack.enter_context(scans_untracked(table, [], SOURCE_PORTS, APP_SOURCE_PORTS))
-        app_namespace = ["ip", "netns", "exec", realm.network.namespace(app.machine.number)]
+        app_namespace = realm.network.namespace(app.machine.number)
+        stack.enter_context(scans_untracked(table, "", SOURCE_PORTS, APP_SOURCE_PORTS))
         stack.enter_context(scans_untracked(table, app_namespace, APP_SOURCE_PORTS))
-        routes = list(all_routes(realm, app=app, db=db, outsider=outsider, neighbour=neighbour, vpc=vpc))
-        yield Ground(realm, app, db, outsider, neighbour, routes)
+        for router in realm.store.all(ROUTERS):
+            namespace = realm.network.namespace(f"r{router}")
+            stack.enter_context(scans_untracked(table, namespace, SOURCE_PORTS, APP_SOURCE_PORTS))
+        routes = list(all_routes(realm, app=app, db=db, outsider=outsider, neighbours=neighbours))
+        yield Ground(realm, app, db, outsider, routes)
 
 
 @contextlib.contextmanager
@@ -192,8 +219,8 @@ def listening(realm: Realm, server: Server, ports: tuple[int, ...], program: str
 
 
 @contextlib.contextmanager
-def scans_untracked(table: str, into: list[str], *source_ports: range) -> Iterator[None]:
-    """Keep the scanner's own kernel from remembering every port that was tried.
+def scans_untracked(table: str, namespace: str, *source_ports: range) -> Iterator[None]:
+    """Keep the kernel of the scanner (or of a router on the way) from remembering every port that was tried.
 
     A scan is 65,535 connections, and the table of connections is full after four; then the kernel drops what it can't
     remember, so every port would look filtered. Where bridged packets go through the host's own firewall (br_netfilter,
@@ -206,6 +233,7 @@ def scans_untracked(table: str, into: list[str], *source_ports: range) -> Iterat
     chains = "".join(
         f"chain {hook} {{ type filter hook {hook} priority raw; {rules} }};" for hook in ("prerouting", "output")
     )
+    into = ["ip", "netns", "exec", namespace] if namespace else []
     podman.run([*into, "nft", "-f", "-"], stdin=f"table {table}\ndelete table {table}\ntable {table} {{ {chains} }}\n")
     try:
         yield
@@ -214,32 +242,39 @@ def scans_untracked(table: str, into: list[str], *source_ports: range) -> Iterat
 
 
 def all_routes(
-    realm: Realm, *, app: Server, db: Server, outsider: Bystander, neighbour: Bystander, vpc: str
+    realm: Realm, *, app: Server, db: Server, outsider: Bystander, neighbours: Mapping[str, Bystander]
 ) -> Iterator[Route]:
     for server in (app, db):
-        for target in server.machine.addresses():
+        for target in server.public:
             v6 = ":" in target
             yield Route("an outsider", outsider.run, outsider.addresses[v6], server, target)
             operator = realm.operator_v6 if v6 else realm.operator_v4
             yield Route("the operator", partial(podman.run, check=False), operator, server, target)
-    # Nobody gave the VPC IPv6, and it has it all the same: every interface has a link-local address.
-    own = link_local(neighbour.namespace, "eth0")
     for server in (app, db):
-        [private] = server.machine.addresses(vpc)
-        private6 = link_local(realm.network.namespace(server.machine.number), "eth1")
-        yield Route("a neighbour", neighbour.run, neighbour.addresses[0], server, private)
+        neighbour = neighbours[server.nic.network]
+        yield Route("a neighbour", neighbour.run, neighbour.addresses[0], server, server.private)
+        # Nobody may have given the network IPv6, and it has it all the same: every interface has a link-local address.
+        private6 = link_local(realm.network.namespace(server.machine.number), server.device)
+        own = link_local(neighbour.namespace, "eth0")
         yield Route("a neighbour", neighbour.run, own, server, f"{private6}%eth0")
         # The public addresses, from the private side: Linux takes packets for any of its addresses at any interface.
-        public4, public6 = server.machine.addresses()
-        for address, gateway in ((public4, private), (public6, private6)):
+        for address in server.machine.addresses():
+            gateway = private6 if ":" in address else server.private
             neighbour.run(["ip", "route", "add", address, "via", gateway, "dev", "eth0"])
-        yield Route("a neighbour", neighbour.run, neighbour.addresses[0], server, public4)
+        for address in server.machine.addresses()[:1]:
+            yield Route("a neighbour", neighbour.run, neighbour.addresses[0], server, address)
+    for server, other in ((app, db), (db, app)):
+        if server.nic.network != other.nic.network:
+            # From the other subnet, through the router between them.
+            stranger = neighbours[other.nic.network]
+            stranger.run(["ip", "route", "add", server.private, "via", other.nic.gateways[0], "dev", "eth0"])
+            yield Route("a neighbour", stranger.run, stranger.addresses[0], server, server.private)
     inside = Bystander(realm.network.namespace(app.machine.number), app.machine.addresses())
-    [app_private], [db_private] = app.machine.addresses(vpc), db.machine.addresses(vpc)
-    app_private6 = link_local(inside.namespace, "eth1")
-    db_private6 = link_local(realm.network.namespace(db.machine.number), "eth1")
-    yield Route("app-1", inside.run, app_private, db, db_private)
-    yield Route("app-1", inside.run, app_private6, db, f"{db_private6}%eth1")
+    yield Route("app-1", inside.run, app.private, db, db.private)
+    if app.nic.network == db.nic.network:
+        app_private6 = link_local(inside.namespace, app.device)
+        db_private6 = link_local(realm.network.namespace(db.machine.number), db.device)
+        yield Route("app-1", inside.run, app_private6, db, f"{db_private6}%{app.device}")
     for source, target in zip(inside.addresses, db.machine.addresses(), strict=True):
         yield Route("app-1", inside.run, source, db, target)
 
@@ -313,14 +348,15 @@ def test_the_model_is_the_guides(ground: Ground, up: Rehearsal) -> None:
         seen.setdefault((route.who, route.server.machine.label), set()).update(
             allowed(route.server.firewall, "tcp", route.source, TCP_PORTS)
         )
+    app, db = up.label("app-1"), up.label("db-1")
+    from_outside = {("an outsider", db): set[int](), ("the operator", db): set[int]()} if ground.db.public else {}
     assert seen == {
-        ("an outsider", "local-app-1"): {80, 443},
-        ("an outsider", "local-db-1"): set(),
-        ("the operator", "local-app-1"): {22, 80, 443},
-        ("the operator", "local-db-1"): set(),
-        ("a neighbour", "local-app-1"): {80, 443},
-        ("a neighbour", "local-db-1"): set(),
-        ("app-1", "local-db-1"): {22, settings.database.port},
+        ("an outsider", app): {80, 443},
+        ("the operator", app): {22, 80, 443},
+        **from_outside,
+        ("a neighbour", app): {80, 443},
+        ("a neighbour", db): set(),
+        ("app-1", db): {22, settings.database.port},
     }
 
 
@@ -341,7 +377,7 @@ def test_scans_find_what_is_open(ground: Ground) -> None:
 def test_the_application_is_reached_through_the_redirects(ground: Ground, setting: str) -> None:
     with ground.only(setting):
         for run in (ground.outsider.run, ground.operator):
-            for address in ground.app.machine.addresses():
+            for address in ground.app.public:
                 assert arrives_at(run, address, 80) == application.HTTP_PORT
                 assert arrives_at(run, address, 443) == application.HTTPS_PORT
 
@@ -365,7 +401,7 @@ def test_without_a_firewall_pings_are_answered(ground: Ground) -> None:
 
 @pytest.mark.parametrize("setting", ["both layers", "the server's rules alone"])
 def test_ipv6_stays_alive_when_neighbours_are_forgotten(ground: Ground, setting: str) -> None:
-    address = ground.app.machine.addresses()[1]
+    address = ground.app.public[1]
     with ground.only(setting):
         for _ in range(2):
             ground.outsider.run(["ip", "-6", "neigh", "flush", "dev", "eth0"])

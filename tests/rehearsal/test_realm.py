@@ -317,7 +317,7 @@ def test_start_mends_what_was_lost_under_running_machines(realm: Realm, machines
 
 def test_resources_that_nobody_knows_of_are_removed(realm: Realm, machines: list[Machine], vpc: int) -> None:
     orphan = realm.power.create(spec("orphan-1", vpc, "10.20.0.15/24"), print)
-    known = {str(vpc), *(str(machine.number) for machine in machines)}
+    known = {vpc, *(machine.number for machine in machines)}
     assert list(realm.remove_unknown(known)) == ["machine orphan-1"]
     assert orphan.number not in realm.power.running()
     assert list(realm.remove_unknown(known)) == []

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from rehearsal.realm import KINDS
 from rehearsal.workspace import Workspace
-from tests.rehearsal.conftest import Rehearsal
+from tests.rehearsal.conftest import Rehearsal, one_stack
 from tests.rehearsal.people import another_host_key, console, for_a_while
 from tests.rehearsal.support import Project, Run, Script, boots, resources, until
 from tests.rehearsal.test_realm import host_state, of_realm
+
+ON_THE_SERVER = "what goes wrong is on the server, and mended over SSH, as on any cloud"
 
 NO_SUCH_PACKAGE = "no-such-package-xyz"
 
@@ -40,10 +43,10 @@ def assert_whole(rehearsal: Rehearsal) -> None:
     """Exactly the stack: everything that exists is in the state, everything in the state exists, nothing to do."""
     rehearsal.make("up", "--expect-no-changes")
     realm, state = rehearsal.realm(), resources(rehearsal)
-    ids = {resource["id"] for resource in state.values() if resource["type"].startswith("linode:")}
-    kinds = ("machines", "firewalls", "subnets", "vpcs")
-    assert {str(number) for kind in kinds for number in realm.store.all(kind)} == ids
-    assert sorted(machine.label for machine in realm.machines()) == ["local-app-1", "local-db-1"]
+    ids = {resource["id"] for resource in state.values() if resource["type"].startswith(("aws:", "linode:"))}
+    known = {number for kind in (*KINDS, "machines") for number in realm.store.all(kind)}
+    assert known == {int(one.rpartition("-")[2]) for one in ids}
+    assert sorted(machine.label for machine in realm.machines()) == list(map(rehearsal.label, ("app-1", "db-1")))
     containers = of_realm(realm.network.number)["containers"]
     assert sorted(containers) == sorted(realm.network.namespace(machine.number) for machine in realm.machines())
     assert pending(rehearsal) == []
@@ -125,15 +128,16 @@ def test_everything_comes_back_when_the_host_was_rebooted(fresh: Rehearsal) -> N
         assert fresh.sudo(server, "cat /root/kept; iptables -S INPUT | head -1").stdout == "mine\n-P INPUT DROP\n"
 
 
+@one_stack(ON_THE_SERVER)
 def test_a_first_boot_that_fails_is_told_and_mended_in_place(fresh: Rehearsal) -> None:
-    Workspace("local").prepare()
+    Workspace(fresh.name).prepare()
     fresh.configure("database", {"packages": [NO_SUCH_PACKAGE]})
     failed = fresh.make("up", check=False)
     assert failed.returncode != 0
     assert f"E: Unable to locate package {NO_SUCH_PACKAGE}" in failed.stdout
     realm = fresh.realm()
     machines = boots(realm)
-    assert set(machines) == {"local-app-1", "local-db-1"}
+    assert set(machines) == set(map(fresh.label, ("app-1", "db-1")))
     fresh.configure("database", {"packages": []})
     fresh.make("up")
     assert boots(realm) == machines
@@ -149,6 +153,7 @@ signal.pause()
 """
 
 
+@one_stack(ON_THE_SERVER)
 @pytest.mark.parametrize("lock", ["/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"])
 def test_packages_wait_for_apts_own_daily_run(up: Rehearsal, lock: str) -> None:
     server, package = "app-1", "hello"
@@ -176,11 +181,12 @@ def impostor(up: Rehearsal, request: pytest.FixtureRequest) -> Iterator[str]:
     up.make("up")
 
 
+@one_stack(ON_THE_SERVER)
 def test_nothing_is_said_to_a_server_with_another_host_key(up: Rehearsal, impostor: str, tmp_path: Path) -> None:
     project = Project.copied(tmp_path / "project")
     with (project.folder / "cloud-init/files/etc/issue").open("a") as issue:
         issue.write("Changed.\n")
-    failed = project.drive("up", "local", environment=up.environment)
+    failed = project.drive("up", up.name, environment=up.environment)
     assert failed.returncode != 0
     # Pulumi's plugin tries again whatever the failure is, and must come to an end; behind a bastion it tries once.
     mismatch = "failed attempts: ssh: handshake failed: ssh: host key mismatch"
@@ -199,6 +205,7 @@ def test_nothing_is_said_to_a_server_with_another_host_key(up: Rehearsal, impost
     assert up.ssh(impostor, "true", check=False).returncode == 255
 
 
+@one_stack(ON_THE_SERVER)
 def test_after_the_right_host_key_is_back_nothing_is_left_to_do(up: Rehearsal) -> None:
     up.make("up", "--expect-no-changes")
     for server in ("app-1", "db-1"):
@@ -214,6 +221,7 @@ BROKEN = {
 }
 
 
+@one_stack(ON_THE_SERVER)
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_file_never_takes_the_place_of_a_good_one(up: Rehearsal, what: str) -> None:
     path, good, bad = BROKEN[what]
@@ -224,6 +232,7 @@ def test_a_broken_file_never_takes_the_place_of_a_good_one(up: Rehearsal, what: 
     assert live(up) == before
 
 
+@one_stack(ON_THE_SERVER)
 def test_a_good_file_does(up: Rehearsal) -> None:
     """The way that the broken ones went is the way that works."""
     script = Script.of(up, "app-1", "hardening")
@@ -235,6 +244,7 @@ def test_a_good_file_does(up: Rehearsal) -> None:
     assert live(up) == before
 
 
+@one_stack(ON_THE_SERVER)
 def test_rules_that_somebody_broke_on_the_server_are_not_loaded(up: Rehearsal) -> None:
     before = live(up)
     done = up.sudo(

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from components.cloud_init import bootstrap_host_key
 from rehearsal.machines import Machine
 from rehearsal.realm import Realm
-from tests.rehearsal.conftest import PASSWORD, Rehearsal
+from tests.rehearsal.conftest import PASSWORD, Rehearsal, one_stack
 from tests.rehearsal.support import Project
 from tests.unit.support import ed25519_pair
 
@@ -143,19 +143,19 @@ def evidence(up: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     try:
         with Processes() as processes:
             key = str(folder / "key.pub")
-            up.uds("admin", "add", "local", ADMIN, "--key", key, "--password-stdin", stdin=f"{PASSWORD}\n")
-            done = project.drive("up", "local", environment=up.environment)
+            up.uds("admin", "add", up.name, ADMIN, "--key", key, "--password-stdin", stdin=f"{PASSWORD}\n")
+            done = project.drive("up", up.name, environment=up.environment)
             assert done.returncode == 0, done.stdout + done.stderr
             assert "-hardening-apply updat" in done.stdout
             assert "-accounts-apply updat" in done.stdout
-            up.uds("ssh", "local", "db-1", "--sudo", "--", "true")
+            up.uds("ssh", up.name, "db-1", "--sudo", "--", "true")
             for machine in realm.machines():
                 plant(realm, machine, planted)
         yield Evidence(up, realm, known(up, planted), done.stdout + done.stderr, processes.seen)
     finally:
         for machine in realm.machines():
             realm.power.exec(machine.number, ["rm", "-f", "/usr/share/planted"])
-        up.uds("admin", "remove", "local", ADMIN)
+        up.uds("admin", "remove", up.name, ADMIN)
         up.make("up")
 
 
@@ -243,7 +243,7 @@ def test_the_workspace_has_secrets_where_they_belong(evidence: Evidence) -> None
 def test_user_data_has_nothing_but_what_it_may(evidence: Evidence) -> None:
     for machine in evidence.realm.machines():
         data = (evidence.realm.store.folder / "seeds" / str(machine.number) / "user-data").read_bytes()
-        server = machine.label.removeprefix("local-")
+        server = machine.label.removeprefix(evidence.up.label(""))
         # The other server's host key is none of its business.
         assert evidence.secrets.found_in(data) == {"deploy.sudoPasswordHash", f"bootstrap host key of {server}"}
 
@@ -280,9 +280,10 @@ ON_DISK = {
 }
 
 
+@one_stack("what a server does with its user data and files is the same on every cloud")
 @pytest.mark.parametrize("server", ["app-1", "db-1"])
 def test_a_server_has_secrets_where_they_belong(evidence: Evidence, server: str) -> None:
-    where = on_disk(evidence, evidence.realm.machine(f"local-{server}"))
+    where = on_disk(evidence, evidence.up.machine(server))
     assert {path for path, (mode, _) in where.items() if mode & 0o007} == {"/usr/share/planted"}
     copies = {path: names for path, (_, names) in where.items() if path.startswith(CLOUD_INITS)}
     assert set().union(*copies.values()) == {"deploy.sudoPasswordHash", f"bootstrap host key of {server}"}
@@ -291,9 +292,10 @@ def test_a_server_has_secrets_where_they_belong(evidence: Evidence, server: str)
     assert others == {**ON_DISK, journal: {PLANT}}
 
 
+@one_stack("what a server does with its user data and files is the same on every cloud")
 @pytest.mark.parametrize("server", ["app-1", "db-1"])
 def test_no_secret_is_in_a_servers_journal(evidence: Evidence, server: str) -> None:
-    machine = evidence.realm.machine(f"local-{server}")
+    machine = evidence.up.machine(server)
     # Everything since the first boot, with all fields, in one line each.
     journal = evidence.realm.power.exec(machine.number, ["journalctl", "--all", "--output=json"]).stdout
     assert "cloud-init" in journal

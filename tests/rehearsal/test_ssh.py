@@ -11,8 +11,9 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from rehearsal.realm import VPCS, Realm
-from tests.rehearsal.conftest import Rehearsal
+from rehearsal.network import PUBLIC
+from rehearsal.realm import Realm
+from tests.rehearsal.conftest import Rehearsal, one_stack
 from tests.rehearsal.people import (
     Client,
     Door,
@@ -38,6 +39,9 @@ SERVERS = ("app-1", "db-1")
 DRY_RUN = "/usr/sbin/sshd -T"
 NEIGHBOUR = "10.20.0.77"
 ADMINISTRATIVELY_PROHIBITED = 1
+
+
+OF_SSHD = "decided by sshd and its modules, with the same files on every cloud"
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,7 @@ def refused(transport: paramiko.Transport, host: str, port: int) -> None:
 # Codes.
 
 
+@one_stack(OF_SSHD)
 def test_a_code_is_no_good_without_the_key(app: Door, people: dict[str, Person], folder: Path) -> None:
     ann = people["ann"]
     transport = knock(app)
@@ -98,6 +103,7 @@ def test_a_code_is_no_good_without_the_key(app: Door, people: dict[str, Person],
     assert not admits(app, ann, ann.code(), key=new_key(folder, "stranger"))
 
 
+@one_stack(OF_SSHD)
 def test_a_key_is_no_good_without_the_code(app: Door, people: dict[str, Person]) -> None:
     ann = people["ann"]
     good = ann.code()
@@ -106,6 +112,7 @@ def test_a_key_is_no_good_without_the_code(app: Door, people: dict[str, Person])
     assert admits(app, ann, good)
 
 
+@one_stack(OF_SSHD)
 def test_a_code_works_once_and_guessing_is_slowed_down(app: Door, people: dict[str, Person]) -> None:
     bob = people["bob"]
     now, following = bob.code(), bob.code(1)
@@ -116,6 +123,7 @@ def test_a_code_works_once_and_guessing_is_slowed_down(app: Door, people: dict[s
     assert not admits(app, bob, bob.scratch[0])
 
 
+@one_stack(OF_SSHD)
 def test_old_and_future_codes_are_no_good_and_are_not_followed(
     up: Rehearsal, app: Door, people: dict[str, Person]
 ) -> None:
@@ -127,6 +135,7 @@ def test_old_and_future_codes_are_no_good_and_are_not_followed(
     assert "SKEW" not in console(up, "app-1", "cat /var/lib/google-authenticator/dan")
 
 
+@one_stack(OF_SSHD)
 def test_a_scratch_code_works_once(app: Door, people: dict[str, Person]) -> None:
     cat = people["cat"]
     assert admits(app, cat, cat.scratch[0])
@@ -134,6 +143,7 @@ def test_a_scratch_code_works_once(app: Door, people: dict[str, Person]) -> None
     assert admits(app, cat, cat.scratch[1])
 
 
+@one_stack(OF_SSHD)
 def test_who_has_no_secret_on_the_server_is_refused(
     up: Rehearsal, app: Door, db: Door, automation: Person, people: dict[str, Person]
 ) -> None:
@@ -162,7 +172,7 @@ def test_an_admin_reaches_the_database_server_with_key_and_code_on_each(
     through = log_in(app, eve, code)
     assert not admits(db, eve, "000000", through=through)
     assert admits(db, eve, code, through=through)
-    for host, port in ((db.address, 3306), ("10.20.0.11", 2812), ("127.0.0.1", 22)):
+    for host, port in ((db.address, 3306), (up.private_address("app-1"), 2812), ("127.0.0.1", 22)):
         refused(through, host, port)
     through.close()
 
@@ -170,6 +180,7 @@ def test_an_admin_reaches_the_database_server_with_key_and_code_on_each(
 # Keys, passwords, root.
 
 
+@one_stack(OF_SSHD)
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("name", ["root", "deploy", "bob", "nobody", "no-such-user"])
 def test_only_keys_are_asked_for(
@@ -187,6 +198,7 @@ def test_only_keys_are_asked_for(
         through.close()
 
 
+@one_stack(OF_SSHD)
 def test_a_client_that_offers_passwords_is_not_even_asked(up: Rehearsal, automation: Person, folder: Path) -> None:
     client = Client(
         up,
@@ -220,6 +232,7 @@ def test_root_is_refused_though_everything_else_were_there(
     through.close()
 
 
+@one_stack(OF_SSHD)
 def test_keys_that_a_user_adds_and_users_of_no_group_do_not_count(
     up: Rehearsal, app: Door, automation: Person, folder: Path
 ) -> None:
@@ -248,6 +261,7 @@ def knock_with(target: Door, name: str, key: Path) -> str:
         transport.close()
 
 
+@one_stack(OF_SSHD)
 def test_a_connection_has_three_tries(app: Door, automation: Person, folder: Path) -> None:
     wrong = [paramiko.Ed25519Key(filename=str(new_key(folder, f"wrong-{number}"))) for number in range(3)]
     right = paramiko.Ed25519Key(filename=str(automation.key))
@@ -270,8 +284,8 @@ def test_a_connection_has_three_tries(app: Door, automation: Person, folder: Pat
 # Addresses.
 
 
-def test_the_automation_gets_in_over_both_families(up: Rehearsal, realm: Realm, automation: Person) -> None:
-    for address in realm.machine("local-app-1").addresses():
+def test_the_automation_gets_in_over_both_families(up: Rehearsal, automation: Person) -> None:
+    for address in up.public_addresses("app-1"):
         assert admits(door(up, "app-1", address), automation)
 
 
@@ -280,11 +294,11 @@ def test_the_automations_key_is_no_good_from_elsewhere(
     up: Rehearsal, realm: Realm, automation: Person, folder: Path, family: int
 ) -> None:
     """Three layers: the cloud's firewall, the server's, and then sshd, which wants a code that nobody has."""
-    machine = realm.machine("local-app-1")
+    machine = up.machine("app-1")
     tables = ("iptables", "ip6tables")[family]
     client = Client(up, folder, automation, "ConnectTimeout 2", "NumberOfPasswordPrompts 1")
     with realm.outsider(210 + family) as outsider:
-        to = ("-o", f"HostName={machine.addresses()[family]}", "app-1", "true")
+        to = ("-o", f"HostName={up.public_addresses('app-1')[family]}", "app-1", "true")
         assert "timed out" in client.run(*to, start=from_(outsider)).err
         with realm.cloud_firewall_off(machine):
             assert "timed out" in client.run(*to, start=from_(outsider)).err
@@ -312,12 +326,12 @@ def test_the_automation_reaches_the_database_server_through_the_bastion_only(
 ) -> None:
     client = Client(up, folder, automation, "ConnectTimeout 2", "NumberOfPasswordPrompts 1")
     assert client.run("db-1", "hostname").out == "db-1\n"
-    (vpc,) = realm.store.all(VPCS)
-    with realm.neighbour(vpc, f"{NEIGHBOUR}/24") as neighbour:
+    [nic] = [nic for nic in up.machine("db-1").nics if nic.network != PUBLIC]
+    with realm.neighbour(int(nic.network), f"{NEIGHBOUR}/25") as neighbour:
         to = ("-o", "ProxyJump=none", "db-1", "true")
         assert "timed out" in client.run(*to, start=from_(neighbour)).err
         rule = f"INPUT -p tcp --dport 22 -s {NEIGHBOUR} -j ACCEPT"
-        with realm.cloud_firewall_off(realm.machine("local-db-1")):
+        with realm.cloud_firewall_off(up.machine("db-1")):
             assert "timed out" in client.run(*to, start=from_(neighbour)).err
             with for_a_while(up, "db-1", f"iptables -I {rule}", f"iptables -D {rule}"):
                 done = client.run(*to, start=from_(neighbour))
@@ -329,16 +343,17 @@ def test_the_automation_reaches_the_database_server_through_the_bastion_only(
 
 
 def test_the_bastion_leads_to_the_database_servers_ssh_and_nowhere_else(
-    realm: Realm, app: Door, db: Door, automation: Person
+    up: Rehearsal, realm: Realm, app: Door, db: Door, automation: Person
 ) -> None:
+    own = up.private_address("app-1")
     transport = log_in(app, automation)
     transport.open_channel("direct-tcpip", (db.address, 22), ("127.0.0.1", 0)).close()
     for host, port in (
         (db.address, 3306),
         (db.address, 80),
-        (realm.machine("local-db-1").addresses()[0], 22),
-        ("10.20.0.11", 22),
-        ("10.20.0.11", 2812),
+        *((address, 22) for address in up.public_addresses("db-1")[:1]),
+        (own, 22),
+        (own, 2812),
         ("127.0.0.1", 22),
         ("localhost", 2812),
         ("::1", 22),
@@ -347,7 +362,7 @@ def test_the_bastion_leads_to_the_database_servers_ssh_and_nowhere_else(
     ):
         refused(transport, host, port)
     inner = log_in(db, automation, through=transport)
-    for host, port in (("127.0.0.1", 22), ("127.0.0.1", 3306), (db.address, 22), ("10.20.0.11", 22)):
+    for host, port in (("127.0.0.1", 22), ("127.0.0.1", 3306), (db.address, 22), (own, 22)):
         refused(inner, host, port)
     for one in (transport, inner):
         with pytest.raises(paramiko.SSHException, match="request denied"):
@@ -358,6 +373,7 @@ def test_the_bastion_leads_to_the_database_servers_ssh_and_nowhere_else(
     transport.close()
 
 
+@one_stack(OF_SSHD)
 @pytest.mark.parametrize("server", SERVERS)
 def test_no_agent_tunnel_or_socket_is_forwarded(up: Rehearsal, automation: Person, folder: Path, server: str) -> None:
     client = Client(up, folder, automation)
@@ -392,12 +408,13 @@ def audit(address: str, start: Sequence[str] = ()) -> subprocess.CompletedProces
     return subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
 
 
+@one_stack(OF_SSHD)
 @pytest.mark.parametrize("server", SERVERS)
-def test_ssh_audit_finds_nothing(realm: Realm, app: Door, db: Door, server: str) -> None:
+def test_ssh_audit_finds_nothing(up: Rehearsal, realm: Realm, app: Door, db: Door, server: str) -> None:
     if server == "app-1":
         done = audit(app.address)
     else:
-        namespace = realm.network.namespace(realm.machine("local-app-1").number)
+        namespace = realm.network.namespace(up.machine("app-1").number)
         done = audit(db.address, ("ip", "netns", "exec", namespace))
     assert done.returncode == 0, done.stdout + done.stderr
     offer = json.loads(done.stdout)
@@ -412,6 +429,7 @@ def test_ssh_audit_finds_nothing(realm: Realm, app: Door, db: Door, server: str)
     assert noted == []
 
 
+@one_stack(OF_SSHD)
 @pytest.mark.parametrize("server", SERVERS)
 def test_every_line_of_the_hardening_file_is_in_force(up: Rehearsal, server: str) -> None:
     path = "/etc/ssh/sshd_config.d/00-hardening.conf"
@@ -453,8 +471,8 @@ def test_the_exception_for_the_automation_is_for_its_own_addresses_only(
     up: Rehearsal, realm: Realm, server: str
 ) -> None:
     both = "publickey,keyboard-interactive:pam"
-    own = [realm.operator_v4, realm.operator_v6] if server == "app-1" else ["10.20.0.11"]
-    others = ["10.20.0.5", "127.0.0.1", "::1", "198.51.100.1", "2001:db8:ffff::1", "10.20.0.12"]
+    own = [realm.operator_v4, realm.operator_v6] if server == "app-1" else [up.private_address("app-1")]
+    others = ["10.20.0.5", "127.0.0.1", "::1", "198.51.100.1", "2001:db8:ffff::1", "10.20.0.12", "10.20.0.140"]
     for user, address, expected in [
         *(("deploy", address, "publickey") for address in own),
         *(("deploy", address, both) for address in others),
@@ -467,6 +485,7 @@ def test_the_exception_for_the_automation_is_for_its_own_addresses_only(
 # The server proves itself too.
 
 
+@one_stack(OF_SSHD)
 def test_another_host_key_stops_every_client(up: Rehearsal, automation: Person, folder: Path) -> None:
     client = Client(up, folder, automation)
     assert client.run("app-1", "true").status == 0
@@ -475,10 +494,11 @@ def test_another_host_key_stops_every_client(up: Rehearsal, automation: Person, 
             done = client.run(server, "true")
             assert done.status == 255
             assert "Host key verification failed" in done.err
-        assert up.uds("ssh", "local", "app-1", "--", "true", check=False).returncode == 255
+        assert up.uds("ssh", up.name, "app-1", "--", "true", check=False).returncode == 255
     assert client.run("db-1", "true").status == 0
 
 
+@one_stack(OF_SSHD)
 def test_a_login_leaves_its_trace(up: Rehearsal, app: Door, automation: Person) -> None:
     transport = log_in(app, automation)
     assert command(transport, "id -un") == (0, "deploy\n")

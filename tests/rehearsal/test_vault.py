@@ -11,8 +11,10 @@ import pytest
 from components.backup import PUSH_ACCOUNT, STORE
 from components.backup.store import RUNS_A_DAY
 from tests.rehearsal.backups import complete, hearing_alerts, kept, manifest
-from tests.rehearsal.conftest import Rehearsal
+from tests.rehearsal.conftest import Rehearsal, one_stack
 from tests.rehearsal.people import for_a_while
+
+pytestmark = one_stack("what an account may do is for sshd and the program behind it to say")
 
 SERVER = "10.20.0.6"
 AGE = b"age-encryption.org/v1\n"

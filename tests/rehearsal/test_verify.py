@@ -11,7 +11,7 @@ from components.backup import STAMP, STORE
 from rehearsal import podman
 from rehearsal.cloud_firewall import CloudFirewall
 from rehearsal.linode.resources import cloud_firewall
-from tests.rehearsal.conftest import Rehearsal
+from tests.rehearsal.conftest import Rehearsal, one_stack
 from tests.rehearsal.support import resources
 from uds.verify import connected
 from uds.verify.check import CHECKS, Check
@@ -35,7 +35,7 @@ def _network(server: str, command: str) -> Callable[[Rehearsal], None]:
 
     def run(up: Rehearsal) -> None:
         realm = up.realm()
-        name = realm.network.namespace(realm.machine(f"local-{server}").number)
+        name = realm.network.namespace(up.machine(server).number)
         podman.run(["ip", "netns", "exec", name, *command.split()])
 
     return run
@@ -45,7 +45,7 @@ def _open(server: str, port: int) -> Callable[[Rehearsal], None]:
     """Both layers have to be open, and something has to listen, for others to notice."""
 
     def run(up: Rehearsal) -> None:
-        up.realm().power.set_firewall(up.realm().machine(f"local-{server}").number, CloudFirewall())
+        up.realm().power.set_firewall(up.machine(server).number, CloudFirewall())
         serve = _serve(f"python3 -m http.server {port}")
         up.sudo(server, f"iptables -I TCP -p tcp --dport {port} -j ACCEPT; {serve}")
 
@@ -57,7 +57,7 @@ def _close(server: str, port: int) -> Callable[[Rehearsal], None]:
         up.sudo(server, f"systemctl stop damage; iptables -D TCP -p tcp --dport {port} -j ACCEPT")
         # As the stack's firewall is, which nobody changed.
         inputs = resources(up)[f"{server}-firewall"]["inputs"]
-        up.realm().power.set_firewall(up.realm().machine(f"local-{server}").number, cloud_firewall(inputs))
+        up.realm().power.set_firewall(up.machine(server).number, cloud_firewall(inputs))
 
     return run
 
@@ -280,6 +280,7 @@ def test_every_check_has_its_damage() -> None:
     assert {check.name for check in CHECKS} == set(DAMAGES)
 
 
+@one_stack("what a check reads is on the server, or answers from outside as on any cloud")
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_a_check_finds_what_it_is_for(up: Rehearsal, servers: dict[str, Server], check: Check) -> None:
     damage = DAMAGES[check.name]
@@ -296,7 +297,7 @@ def test_a_check_finds_what_it_is_for(up: Rehearsal, servers: dict[str, Server],
 
 def test_all_is_well_after_make_up(up: Rehearsal, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    report = json.loads(up.uds("verify", "local", "--json", "--html", str(page)).stdout)
+    report = json.loads(up.uds("verify", up.name, "--json", "--html", str(page)).stdout)
     assert report["ok"]
     assert {one["server"] for one in report["checks"]} == set(up.outputs()["servers"])
     assert {"source": "the world", "ports": "tcp 443, tcp 80"} in report["reach"]["app-1"]
@@ -308,11 +309,12 @@ def test_all_is_well_after_make_up(up: Rehearsal, tmp_path: Path) -> None:
     assert "https://" not in html
 
 
+@one_stack("a report is text")
 def test_a_problem_is_told_with_its_remedy(up: Rehearsal) -> None:
     up.sudo("db-1", "chmod 755 /var/lib/mysql")
     try:
-        done = up.uds("verify", "local", check=False)
-        report = json.loads(up.uds("verify", "local", "--json", check=False).stdout)
+        done = up.uds("verify", up.name, check=False)
+        report = json.loads(up.uds("verify", up.name, "--json", check=False).stdout)
     finally:
         up.sudo("db-1", "chmod 700 /var/lib/mysql")
     assert done.returncode == 1

@@ -70,6 +70,19 @@ class Program:
         return {name.removeprefix(start): found for name, found in self.resources.items() if name.startswith(start)}
 
 
+# What AWS makes up for a resource, by its name.
+_AWS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "aws:ec2/vpc:Vpc": lambda _: {"ipv6CidrBlock": "2001:db8:a00::/56"},
+    "aws:ec2/subnet:Subnet": lambda _: {"availabilityZone": "eu-central-1b"},
+    "aws:ec2/eip:Eip": lambda name: {
+        "publicIp": public_ip(name.removesuffix("-address")),
+        "allocationId": f"for {name}",
+    },
+    "aws:cloudwatch/logGroup:LogGroup": lambda name: {"arn": f"arn of {name}"},
+    "aws:iam/role:Role": lambda name: {"arn": f"arn of {name}", "name": name},
+}
+
+
 class Cloud(mocks.Mocks):
     """Gives resources what a cloud would: ids that are numbers, public addresses, host keys."""
 
@@ -84,13 +97,16 @@ class Cloud(mocks.Mocks):
         outputs: dict[str, Any] = {}
         if args.typ == "linode:index/instance:Instance":
             outputs = {"ipv4s": [public_ip(args.name.removesuffix("-instance"))]}
+        elif args.typ in _AWS:
+            outputs = _AWS[args.typ](args.name)
         elif args.typ == "command:remote:Command":
             # The comment behind the key is no part of the pin.
             outputs = {"stdout": f"{host_key(args.name.removesuffix('-first-contact'))} root@host\n"}
         return str(resource_id(args.name)), {**args.inputs, **outputs}
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]] | None]:
-        raise AssertionError(f"the program looks up {args.token}")
+        assert args.token == "aws:ssm/getParameter:getParameter", f"the program looks up {args.token}"
+        return {"insecureValue": f"ami of {args.args['name']} in {args.args['region']}"}, []
 
 
 def resource_id(name: str) -> int:
@@ -101,7 +117,8 @@ def resource_id(name: str) -> int:
 def public_ip(server: str) -> str:
     """The address that the cloud gives a server."""
     kind, number = server.split("-")
-    return f"203.0.113.{(10 if kind == 'app' else 200) + int(number)}"
+    # One of AWS is no server's: the NAT gateway's.
+    return f"203.0.113.{(10 if kind == 'app' else 200) + int(number)}" if number.isdigit() else "203.0.113.250"
 
 
 def host_key(server: str) -> str:

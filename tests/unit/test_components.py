@@ -413,10 +413,6 @@ def test_a_release_that_cant_be_delivered_is_named_before_anything_is_made(tmp_p
     assert "application.release needs a certificate" in refused(configuration({"application": own}))
 
 
-def test_a_cloud_that_isnt_built_yet_is_named() -> None:
-    assert "linode only" in refused(configuration({"cloud": "aws", "region": "eu-central-1"}))
-
-
 def test_user_data_over_the_clouds_limit_is_named_before_a_machine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Linode, "user_data_limit", 100)
     made = Program()

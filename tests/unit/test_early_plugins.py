@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from rehearsal import linode_plugin
+from rehearsal import plugins
 from rehearsal.language_host.early import EarlyPlugins
 from tests.rehearsal.support import until
 
 ENGINE = "127.0.0.1:1"
+NAME = plugins.executable("linode")
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Path]:
     """A rehearsal whose plugin tells its own process, and that of each start."""
-    linode_plugin.install(tmp_path)
-    plugin = tmp_path / "plugins" / linode_plugin.NAME
+    plugins.install(tmp_path, "linode")
+    plugin = tmp_path / "plugins" / NAME
     plugin.write_text(f'#!/bin/sh\necho "$$ $1" >> {tmp_path}/started\necho 4711\nexec sleep 60\n')
     yield tmp_path
     for line in (tmp_path / "started").read_text().splitlines():
@@ -28,7 +29,7 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
 def find(workspace: Path, engine: str = ENGINE) -> subprocess.Popen[str]:
     """The plugin as the engine starts it."""
     return subprocess.Popen(
-        [workspace / "bin" / linode_plugin.NAME, "-v=9", engine],
+        [workspace / "bin" / NAME, "-v=9", engine],
         env=os.environ | {"UDS_REHEARSAL": str(workspace)},
         stdout=subprocess.PIPE,
         text=True,
@@ -54,7 +55,7 @@ def is_ended(line: str) -> bool:
 
 def test_the_engine_gets_the_one_that_was_started_early_and_only_once(workspace: Path) -> None:
     early = EarlyPlugins(workspace, ENGINE)
-    until(lambda: marks(workspace) == [f"{linode_plugin.NAME}@{ENGINE}"])
+    until(lambda: marks(workspace) == [f"{NAME}@{ENGINE}"])
     first = find(workspace)
     assert port(first) == "4711"
     assert len(started(workspace)) == 1

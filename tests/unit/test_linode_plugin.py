@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from pulumi.provider.experimental import provider
 from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.rpc import UNKNOWN
 
-from rehearsal import linode_plugin
 from rehearsal.cloud_firewall import Rule
 from rehearsal.linode import rules
 from rehearsal.linode.resources import cloud_firewall, resources
@@ -268,16 +265,3 @@ def test_rules_reach_the_machine_as_written() -> None:
 def test_a_disabled_firewall_lets_everything_through() -> None:
     firewall = cloud_firewall({**INPUTS[FIREWALL], "disabled": True})
     assert (firewall.inbound, firewall.inbound_policy) == ((), "accept")
-
-
-@pytest.mark.parametrize("value", [None, "", "/nonexistent"])
-def test_it_refuses_to_run_outside_a_rehearsal(tmp_path: Path, value: str | None) -> None:
-    executable = linode_plugin.install(tmp_path)
-    assert executable.name == "pulumi-resource-linode"
-    environment = {key: text for key, text in os.environ.items() if key != "UDS_REHEARSAL"}
-    if value is not None:
-        environment["UDS_REHEARSAL"] = value
-    done = subprocess.run([executable, "127.0.0.1:1"], env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "UDS_REHEARSAL" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -73,6 +73,7 @@ BAD: dict[str, Case] = {
     "unknown cloud": ({"cloud": "azure"}, "cloud", ["'azure'", "'linode' or 'aws'"]),
     "unknown region": ({"region": "mars-1"}, "region", ["'mars-1'", "not a region of linode", "allowed: ap-"]),
     "region of the other cloud": ({"cloud": "aws"}, "region", ["'eu-central'", "not a region of aws", "eu-central-1"]),
+    "no image's number": ({"imageId": "-ami"}, "imageId", ["'-ami'"]),
     "unknown image": ({"image": "debian11"}, "image", ["'debian11'", "'debian13'", "'debian12'", "'ubuntu24.04'"]),
     "no cloud": ({"cloud": None}, "cloud", ["is missing", "Pulumi.yaml"]),
     "no sources": ({"ssh.allowedSources": []}, "ssh.allowedSources", ["List should have at least 1 item"]),
@@ -349,6 +350,7 @@ GOOD: dict[str, dict[str, object]] = {
         "deploy.privateKey": configuration()["deploy"]["privateKey"].rstrip("\n")
     },
     "aws": {"cloud": "aws", "region": "eu-central-1"},
+    "a very image": {"imageId": "ami-0123456789abcdef0"},
 }
 
 
@@ -372,6 +374,9 @@ def test_what_belongs_to_other_parts_of_pulumi_is_left_alone() -> None:
     assert parse({**as_pulumi(configuration()), "aws:region": "eu-central-1", "pulumi:tags": "{}"}) == settings()
 
 
+CLOUDS: dict[str, dict[str, object]] = {"linode": {}, "aws": {"cloud": "aws", "region": "eu-west-1"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "app", "database"),
     [
@@ -385,14 +390,20 @@ def test_the_smallest_size_is_the_default(changes: dict[str, object], app: str, 
 
 
 @pytest.mark.parametrize("prefix", range(16, 26))
-def test_addresses_are_apart_and_the_clouds_own_are_left_out(prefix: int) -> None:
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_addresses_are_apart_and_the_clouds_own_are_left_out(cloud: str, prefix: int) -> None:
     network = IPv4Network(f"10.20.0.0/{prefix}")
-    most = settings({"network.cidr": str(network), "app.count": 50})
-    addresses = [*most.app_addresses.values(), most.database_address]
-    assert len(set(addresses)) == 51
-    # AWS keeps the first four and the last (VPC guide, "Subnet CIDR blocks"); Linode keeps fewer.
-    own = [network.network_address + number for number in range(4)] + [network.broadcast_address]
-    assert all(address in network and address not in own for address in addresses)
+    most = settings({**CLOUDS[cloud], "network.cidr": str(network), "app.count": 50})
+    assert len({*most.app_addresses.values(), most.database_address}) == 51
+    placed = [(most.private_subnet, most.database_address)]
+    placed += [(most.public_subnet, address) for address in most.app_addresses.values()]
+    for subnet, address in placed:
+        # AWS keeps the first four and the last (VPC guide, "Subnet CIDR blocks"); Linode keeps fewer.
+        own = [subnet.network_address + number for number in range(4)] + [subnet.broadcast_address]
+        assert subnet.subnet_of(network)
+        assert address in subnet
+        assert address not in own
+    assert most.private_subnet.overlaps(most.public_subnet) == (cloud == "linode")
 
 
 def test_a_server_more_leaves_the_others_where_they_are() -> None:

@@ -414,7 +414,7 @@ def test_a_stack_is_opened_where_it_lives(tmp_path: Path, monkeypatch: pytest.Mo
         opened = Stack.open(name, rehearsal=rehearsal)
         assert (opened.folder, opened.keys) == (tmp_path / name, tmp_path / name / "keys")
         assert opened.environment["UDS_REHEARSAL"] == str(tmp_path / name)
-    with pytest.raises(OperatorError, match=r"There is no stack prod: .* use one of aws, linode, local"):
+    with pytest.raises(OperatorError, match=r"There is no stack prod: .* use one of aws, aws-local, linode, local"):
         Stack.open("prod")
 
 

@@ -1,18 +1,16 @@
-"""Puts the stand-in for Pulumi's Linode plugin where a rehearsal's Pulumi finds it."""
+"""Puts the stand-in for Pulumi's plugin of a cloud where a rehearsal's Pulumi finds it."""
 
 import shlex
 import sys
 from pathlib import Path
 
-NAME = "pulumi-resource-linode"
-
 _PROJECT = Path(__file__).parents[1]
 
 # What the engine starts, with its own address as the last argument.
-_FOUND = f"""#!/bin/sh
+_FOUND = """#!/bin/sh
 # Our language host has started the plugin already (rehearsal/language_host/early.py): only its port is told then.
 for engine; do :; done
-early=$UDS_REHEARSAL/early/{NAME}@$engine
+early=$UDS_REHEARSAL/early/{name}@$engine
 if mv "$early" "$early.taken" 2>/dev/null; then
     read -r process port < "$early.taken"
     rm "$early.taken"
@@ -21,17 +19,23 @@ if mv "$early" "$early.taken" 2>/dev/null; then
         exec tail --pid="$process" -f /dev/null
     fi
 fi
-exec "$(dirname "$0")/../plugins/{NAME}" "$@"
+exec "$(dirname "$0")/../plugins/{name}" "$@"
 """
 
 
-def install(workspace: Path) -> Path:
+def executable(cloud: str) -> str:
+    """What Pulumi calls the plugin of a cloud."""
+    return f"pulumi-resource-{cloud}"
+
+
+def install(workspace: Path, cloud: str) -> Path:
     """Write the executables into the folders of a rehearsal, and return the path of the one that Pulumi is to find."""
+    name = executable(cloud)
     # -P: nothing from the folder that Pulumi starts it in may be imported in place of the project's own.
-    command = shlex.join([sys.executable, "-P", "-m", "rehearsal.linode"])
+    command = shlex.join([sys.executable, "-P", "-m", f"rehearsal.{cloud}"])
     start = f'#!/bin/sh\nexport PYTHONPATH={shlex.quote(str(_PROJECT))}\nexec {command} "$@"\n'
-    _write(workspace / "plugins" / NAME, start)
-    return _write(workspace / "bin" / NAME, _FOUND)
+    _write(workspace / "plugins" / name, start)
+    return _write(workspace / "bin" / name, _FOUND.format(name=name))
 
 
 def _write(path: Path, script: str) -> Path:

@@ -1,0 +1,348 @@
+"""AWS: a VPC whose private subnet nobody outside can address, and instances that are behind their firewall at once."""
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv6Network
+
+import pulumi
+from pulumi_aws import cloudwatch, ec2, iam, ssm, vpc
+
+from components.catalogue import IMAGES
+from components.clouds import Machine, Provisioned
+from components.firewall import CloudRule, check_aws_limits, cloud_rules
+from components.settings import PROJECT, Settings, SettingsError
+
+# Enough to look back at how an intrusion began.
+_FLOW_LOG_DAYS = 90
+
+# GiB. The images' own 8 leave a database little room. It can be made larger in place, never smaller.
+_DISK = 30
+
+
+class Aws(pulumi.ComponentResource):
+    """An AWS account's part of the stack.
+
+    Servers that the world reaches stand in the public subnet, with an Elastic IP and an IPv6 address. All others stand
+    in the private one: they have no public address at all, neither IPv4 nor IPv6, and go out by a NAT gateway. Both
+    subnets are in one availability zone: traffic between zones is slower and costs extra.
+    """
+
+    user_data_limit = 16384
+    """Bytes, before base64 (EC2 user guide, "Run commands on your instances at launch")."""
+
+    def __init__(self, settings: Settings, opts: pulumi.ResourceOptions | None = None) -> None:
+        """Make the network."""
+        super().__init__("uds:cloud:Aws", "aws", None, opts)
+        self._child = pulumi.ResourceOptions(parent=self)
+        # Given to every resource: the provider's default region can come from elsewhere (AWS_REGION).
+        self._region = settings.region
+        self._stack = pulumi.get_stack()
+        self._image = settings.image_id or _newest(IMAGES[settings.image].aws, settings.region, self)
+
+        self._vpc = ec2.Vpc(
+            "aws-vpc",
+            cidr_block=str(settings.network.cidr),
+            assign_generated_ipv6_cidr_block=True,
+            region=self._region,
+            tags=self._tags("servers"),
+            opts=self._child,
+        )
+        # A VPC is born with a group whose members reach each other. Emptied, it is no way round ours.
+        ec2.DefaultSecurityGroup(
+            "aws-default-security-group",
+            vpc_id=self._vpc.id,
+            region=self._region,
+            tags=self._tags("nobody"),
+            opts=self._child,
+        )
+        self._log_flows()
+
+        internet = ec2.InternetGateway(
+            "aws-internet-gateway",
+            vpc_id=self._vpc.id,
+            region=self._region,
+            tags=self._tags("servers"),
+            opts=self._child,
+        )
+        self._public = ec2.Subnet(
+            "aws-public-subnet",
+            vpc_id=self._vpc.id,
+            cidr_block=str(settings.public_subnet),
+            ipv6_cidr_block=self._vpc.ipv6_cidr_block.apply(_first_64),
+            region=self._region,
+            tags=self._tags("public"),
+            opts=self._child,
+        )
+        self._private = ec2.Subnet(
+            "aws-private-subnet",
+            vpc_id=self._vpc.id,
+            cidr_block=str(settings.private_subnet),
+            availability_zone=self._public.availability_zone,
+            region=self._region,
+            tags=self._tags("private"),
+            opts=self._child,
+        )
+        self._public_way_out = self._lead_out(internet)
+        self._private_way_out = self._translate(internet)
+        self.register_outputs({})
+
+    def machine(self, name: str, machine: Machine, parent: pulumi.Resource) -> Provisioned:
+        """An instance. Its firewall, its address and its way out are there before it is.
+
+        They belong to a network interface of its own: given to the instance itself, they would come when it already
+        runs, and its first boot could not fetch its packages.
+        """
+        opts = pulumi.ResourceOptions(parent=parent)
+        rules = cloud_rules(machine.firewall)
+        try:
+            check_aws_limits(rules)
+        except ValueError as error:
+            # Only the operators' addresses come in any number.
+            raise SettingsError(f"{PROJECT}:ssh.allowedSources: {error}") from None
+        firewall = ec2.SecurityGroup(
+            f"{name}-firewall",
+            name=self._label(name),
+            description=f"Firewall of {name}",
+            vpc_id=self._vpc.id,
+            region=self._region,
+            tags=self._tags(name),
+            opts=opts,
+        )
+        interface = ec2.NetworkInterface(
+            f"{name}-interface",
+            subnet_id=(self._public if machine.public else self._private).id,
+            private_ips=[str(machine.private_address)],
+            ipv6_address_count=1 if machine.public else 0,
+            security_groups=[firewall.id],
+            description=f"Network of {name}",
+            region=self._region,
+            tags=self._tags(name),
+            opts=opts,
+        )
+        before: list[pulumi.Resource] = [
+            *self._rules(name, rules, firewall, opts),
+            *(self._public_way_out if machine.public else self._private_way_out),
+        ]
+        address = None
+        if machine.public:
+            address = ec2.Eip(
+                f"{name}-address",
+                domain="vpc",
+                network_interface=interface.id,
+                region=self._region,
+                tags=self._tags(name),
+                opts=pulumi.ResourceOptions(parent=parent, depends_on=self._public_way_out),
+            )
+            before.append(address)
+        instance = ec2.Instance(
+            f"{name}-instance",
+            ami=self._image,
+            instance_type=machine.size,
+            primary_network_interface=ec2.InstancePrimaryNetworkInterfaceArgs(network_interface_id=interface.id),
+            # No key pair: the automation's key is in the user data, and the image's own account is not made.
+            user_data_base64=pulumi.Output.secret(base64.b64encode(machine.user_data).decode()),
+            # Whoever makes a program on the server fetch an address (SSRF) gets nothing without a token, and one hop
+            # doesn't reach containers.
+            metadata_options=ec2.InstanceMetadataOptionsArgs(
+                http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1
+            ),
+            root_block_device=ec2.InstanceRootBlockDeviceArgs(
+                encrypted=True, volume_type="gp3", volume_size=_DISK, tags=self._tags(name)
+            ),
+            disable_api_termination=machine.protect,
+            region=self._region,
+            tags=self._tags(name),
+            opts=pulumi.ResourceOptions(
+                parent=parent,
+                depends_on=before,
+                protect=machine.protect,
+                # A newer image would replace the server with all that is on it, and new user data would stop it
+                # without being read. Later changes go over SSH.
+                ignore_changes=["ami", "userDataBase64"],
+                # Two can't have one interface.
+                delete_before_replace=True,
+            ),
+        )
+        return Provisioned(instance, address.public_ip if address else None)
+
+    def _rules(
+        self, name: str, rules: Sequence[CloudRule], firewall: ec2.SecurityGroup, opts: pulumi.ResourceOptions
+    ) -> Iterator[pulumi.Resource]:
+        """One resource for each port and source: changing one touches no other."""
+        for rule in rules:
+            for source in rule.sources_v4:
+                yield self._inbound(name, rule, firewall, opts, v4=source)
+            for source in rule.sources_v6:
+                yield self._inbound(name, rule, firewall, opts, v6=source)
+        # Without these nothing goes out: AWS's own rule for that is taken away from groups that Pulumi makes.
+        for family, v4, v6 in (("v4", "0.0.0.0/0", None), ("v6", None, "::/0")):
+            yield vpc.SecurityGroupEgressRule(
+                f"{name}-out-{family}",
+                security_group_id=firewall.id,
+                ip_protocol="-1",
+                cidr_ipv4=v4,
+                cidr_ipv6=v6,
+                description="Everything may go out",
+                region=self._region,
+                opts=opts,
+            )
+
+    def _inbound(
+        self,
+        name: str,
+        rule: CloudRule,
+        firewall: ec2.SecurityGroup,
+        opts: pulumi.ResourceOptions,
+        *,
+        v4: str | None = None,
+        v6: str | None = None,
+    ) -> pulumi.Resource:
+        # Two colons would end the name in Pulumi's eyes.
+        source = str(v4 or v6).replace(":", "_")
+        return vpc.SecurityGroupIngressRule(
+            f"{name}-in-{rule.label}-{source}",
+            security_group_id=firewall.id,
+            ip_protocol=rule.protocol,
+            from_port=rule.port,
+            to_port=rule.last_port,
+            cidr_ipv4=v4,
+            cidr_ipv6=v6,
+            description=rule.description,
+            region=self._region,
+            opts=opts,
+        )
+
+    def _lead_out(self, internet: ec2.InternetGateway) -> list[pulumi.Resource]:
+        """The public subnet's routes, in and out."""
+        table = self._route_table("public")
+        v4 = ec2.Route(
+            "aws-public-route-v4",
+            route_table_id=table.id,
+            destination_cidr_block="0.0.0.0/0",
+            gateway_id=internet.id,
+            region=self._region,
+            opts=self._child,
+        )
+        v6 = ec2.Route(
+            "aws-public-route-v6",
+            route_table_id=table.id,
+            destination_ipv6_cidr_block="::/0",
+            gateway_id=internet.id,
+            region=self._region,
+            opts=self._child,
+        )
+        return [v4, v6, self._associated("public", table, self._public)]
+
+    def _translate(self, internet: ec2.InternetGateway) -> list[pulumi.Resource]:
+        """The private subnet's way out, by which nobody comes in."""
+        address = ec2.Eip(
+            "aws-nat-address",
+            domain="vpc",
+            region=self._region,
+            tags=self._tags("nat"),
+            # AWS maps an address only where there is a gateway, and Pulumi can't see that.
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[internet]),
+        )
+        gateway = ec2.NatGateway(
+            "aws-nat-gateway",
+            allocation_id=address.allocation_id,
+            subnet_id=self._public.id,
+            region=self._region,
+            tags=self._tags("nat"),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=self._public_way_out),
+        )
+        table = self._route_table("private")
+        v4 = ec2.Route(
+            "aws-private-route-v4",
+            route_table_id=table.id,
+            destination_cidr_block="0.0.0.0/0",
+            nat_gateway_id=gateway.id,
+            region=self._region,
+            opts=self._child,
+        )
+        return [v4, self._associated("private", table, self._private)]
+
+    def _route_table(self, which: str) -> ec2.RouteTable:
+        return ec2.RouteTable(
+            f"aws-{which}-routes",
+            vpc_id=self._vpc.id,
+            region=self._region,
+            tags=self._tags(which),
+            opts=self._child,
+        )
+
+    def _associated(self, which: str, table: ec2.RouteTable, subnet: ec2.Subnet) -> pulumi.Resource:
+        return ec2.RouteTableAssociation(
+            f"aws-{which}-subnet-routes",
+            route_table_id=table.id,
+            subnet_id=subnet.id,
+            region=self._region,
+            opts=self._child,
+        )
+
+    def _log_flows(self) -> None:
+        """Who talked to whom, kept where no server can change it."""
+        log = cloudwatch.LogGroup(
+            "aws-flow-log-group",
+            name=f"/{PROJECT}/{self._stack}/flows",
+            retention_in_days=_FLOW_LOG_DAYS,
+            region=self._region,
+            tags=self._tags("flows"),
+            opts=self._child,
+        )
+        writer = iam.Role(
+            "aws-flow-log-role",
+            # Pulumi adds letters, so that it is unique in the account.
+            description="Lets the VPC write its flow log",
+            assume_role_policy=_policy("sts:AssumeRole", Principal={"Service": "vpc-flow-logs.amazonaws.com"}),
+            tags=self._tags("flows"),
+            opts=self._child,
+        )
+        iam.RolePolicy(
+            "aws-flow-log-policy",
+            role=writer.name,
+            policy=log.arn.apply(
+                lambda arn: _policy(
+                    "logs:CreateLogStream",
+                    "logs:DescribeLogStreams",
+                    "logs:PutLogEvents",
+                    Resource=f"{arn}:*",
+                )
+            ),
+            opts=self._child,
+        )
+        ec2.FlowLog(
+            "aws-flow-log",
+            vpc_id=self._vpc.id,
+            traffic_type="ALL",
+            log_destination_type="cloud-watch-logs",
+            log_destination=log.arn,
+            iam_role_arn=writer.arn,
+            region=self._region,
+            tags=self._tags("flows"),
+            opts=self._child,
+        )
+
+    def _label(self, name: str) -> str:
+        return f"{self._stack}-{name}"
+
+    def _tags(self, name: str) -> dict[str, str]:
+        return {"Name": self._label(name), "Project": PROJECT, "Stack": self._stack}
+
+
+def _newest(parameter: str, region: str, parent: pulumi.Resource) -> pulumi.Output[str]:
+    """The newest image, as its maker publishes it. Later ones change nothing: servers ignore them."""
+    opts = pulumi.InvokeOutputOptions(parent=parent)
+    return ssm.get_parameter_output(name=parameter, region=region, opts=opts).insecure_value
+
+
+def _first_64(block: str) -> str:
+    """A subnet has exactly this size."""
+    return str(next(IPv6Network(block).subnets(new_prefix=64)))
+
+
+def _policy(*actions: str, **statement: object) -> str:
+    return json.dumps(
+        {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": list(actions), **statement}]}
+    )
