@@ -43,8 +43,8 @@ the name of the resource, each with a reason of ten characters or more:
 Each run prints the exceptions that it made use of, with their reasons (`{EXCEPTIONS}`). A preview of new servers
 doesn't know their addresses and ids: what waits for these is listed (`{UNDECIDED}`) and hides no other check; give the
 policies to `pulumi up` too. Policies with a *remedy* can also put a value right: at the level "remediate" they change
-what is sent to the cloud, not your program. Only `stdin-is-secret` does so unasked. `"all"` in the file sets every
-level, remedies' too.
+what is sent to the cloud, not your program. Only `stdin-is-secret` does so unasked. (With `--diff`, Pulumi prints what
+isn't a secret, and so also what a remedy makes one.) `"all"` in the file sets every level, remedies' too.
 """
 
 
