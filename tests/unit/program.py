@@ -20,6 +20,9 @@ from tests.unit.support import as_pulumi
 PROGRAM = Path(__file__).parents[2] / "__main__.py"
 STACK = "test"
 
+# The servers that are reached through the bastion.
+PRIVATE = {"db-1": "10.20.0.5", "backup-1": "10.20.0.6"}
+
 # How values that are no JSON travel between a program and the engine (Pulumi's "Property values" reference).
 _SIGNATURE = "4dabf18193072939515e22adb298388d"
 _SECRET = "1b47061264138c4ac30d75fd1eb44270"

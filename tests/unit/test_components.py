@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from components.cloud_init import bootstrap_host_key, public_line
 from components.clouds.linode import Linode
 from tests.unit.program import (
+    PRIVATE,
     STACK,
     UNKNOWN,
     Program,
@@ -31,8 +32,6 @@ from uds.certificates import KeyType, general_names, private_pem, self_signed
 COUNTS = (1, 3)
 SCRIPTS = ("hardening-apply", "accounts-apply", "monit-apply")
 OWN_SCRIPTS = {"app": ["application-apply"], "db": ["mysql-apply", "backup-apply"], "backup": ["backup-apply"]}
-# Reached through the bastion.
-PRIVATE = {"db-1": "10.20.0.5", "backup-1": "10.20.0.6"}
 
 
 @cache
