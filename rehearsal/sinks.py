@@ -138,7 +138,7 @@ class _Mailbox:
         content = envelope.content if isinstance(envelope.content, bytes) else b""
         message = message_from_bytes(content, policy=default)
         body = message.get_body()
-        text = str(body.get_content()) if body else ""
+        text = str(body.get_content()).replace("\r\n", "\n") if body else ""
         self._sinks.received.append(Received("email", str(message["Subject"]), text, time.monotonic()))
         return "250 taken by the rehearsal"
 
