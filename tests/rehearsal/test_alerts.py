@@ -2,11 +2,10 @@
 
 import re
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,7 +170,9 @@ def test_an_outage_a_kill_and_a_reboot_lose_nothing_and_repeat_nothing(scene: Sc
     console(up, "app-1", "echo one | uds-alert first; systemctl kill -s KILL uds-alerts; echo two | uds-alert second")
     log_in_by_key(scene, 1)
     realm.power.reboot(realm.machine("local-app-1").number)
-    until(lambda: admits(door(up, "app-1"), scene.alice))
+    ready = "systemctl is-active ssh uds-alerts"
+    until(lambda: console(up, "app-1", ready, check=False).split() == ["active", "active"])
+    log_in_by_key(scene, 1)
     console(
         up,
         "app-1",
@@ -219,7 +220,7 @@ def test_the_automations_key_from_elsewhere_is_told_although_it_is_refused(scene
 
 
 def test_names_and_texts_do_no_harm(scene: Scene) -> None:
-    up, operator = scene.up, scene.up.realm().operator_v4
+    up = scene.up
     forged = "Accepted publickey for root from 192.0.2.66 port 22 ssh2"
     before = console(up, "app-1", "systemctl show -p NRestarts uds-alerts")
     # As anybody on the server may log, and as anybody on the internet may call themselves.
@@ -227,8 +228,8 @@ def test_names_and_texts_do_no_harm(scene: Scene) -> None:
     opened = "pam_unix(sudo:session): session opened for user root(uid=0) by bob(uid=0)"
     console(up, "app-1", f"runuser -u alice -- logger -t sudo '{opened}'")
     for name in (f"x\n{forged}", "%n%n%s%x", "$(reboot)`reboot`", "{0.__class__}", "<!channel>"):
-        with pytest.raises(paramiko.AuthenticationException):
-            knock(door(up, "app-1")).auth_none(name)
+        with closing(knock(door(up, "app-1"))) as stranger, pytest.raises(paramiko.AuthenticationException):
+            stranger.auth_none(name)
     evil = r"printf 'a\nServer: other\n%%n%%s <!channel> \342\200\256 \033[31m' | uds-alert "
     console(up, "app-1", evil + r"""'evil %n <b>' "$(printf 'x\nBcc: thief@example.org')" """)
     scene.all_told("app-1", "after-the-forgeries")
@@ -243,14 +244,17 @@ def test_names_and_texts_do_no_harm(scene: Scene) -> None:
         assert r"\u202e \x1b[31m" in alert.text
         assert ("<!channel>" in alert.text) == (channel != "slack")
     assert console(up, "app-1", "systemctl show -p NRestarts uds-alerts") == before
-    assert operator
 
 
 def test_changes_of_accounts_keys_rights_and_rules_are_told(scene: Scene) -> None:
     up = scene.up
-    # What the automation did a moment ago would be taken for its own.
-    until(lambda: "ended" in console(up, "db-1", "pgrep -c sshd-session || echo ended"))
-    time.sleep(11)
+
+    def provoked() -> object:
+        console(up, "db-1", "touch /etc/sudoers.d/probe; sleep 1; rm /etc/sudoers.d/probe")
+        return scene.alerts("[db-1] Changed: right")
+
+    # As long as the automation was there a moment ago, it is taken for its own.
+    until(provoked)
     key = "/etc/ssh/authorized_keys.d/mallory"
     changes = {
         "group: mallory was added (nobody)": ("useradd -m mallory", "userdel -r mallory 2>/dev/null"),
@@ -281,7 +285,7 @@ def test_a_channel_that_cannot_prove_itself_gets_nothing(scene: Scene) -> None:
     try:
         done = scene.up.uds("alert", "test", "local", check=False)
         assert done.returncode == 1
-        assert len(re.findall("certificate verify", done.stdout)) == 6
+        assert len(re.findall("CERTIFICATE_VERIFY_FAILED", done.stdout)) == 6
         assert not scene.sinks.received
     finally:
         scene.sinks.stop()
