@@ -96,7 +96,7 @@ class Sinks:
             )
             controller.start()
             self._mail.append(controller)
-        self._web = ThreadingHTTPServer((self.address, 443), _handler(self))
+        self._web = _Web((self.address, 443), _handler(self))
         self._web.socket = context.wrap_socket(self._web.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self._web.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -128,6 +128,11 @@ class Sinks:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pem)
         return context
+
+
+class _Web(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A server that doesn't trust this one is no news."""
 
 
 class _Mailbox:
