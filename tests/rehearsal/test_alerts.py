@@ -372,12 +372,12 @@ def test_monit_reports_each_thing_that_it_watches(scene: Scene) -> None:
         for server, faults in FAULTS.items():
             for do, back, _ in faults.values():
                 undo.enter_context(for_a_while(scene.up, server, do, back))
-        until(lambda: told("not well"), 180)
+        until(lambda: told("not well"), 300)
         for server, faults in FAULTS.items():
             for name, (_, _, words) in faults.items():
                 (alert,) = scene.alerts(f"[{server}] Watch: {name} is not well")
                 assert words in alert.text
-    until(lambda: told("well again"), 180)
+    until(lambda: told("well again"), 300)
 
 
 def test_a_broken_file_never_takes_the_place_of_the_good_one(scene: Scene) -> None:
