@@ -96,7 +96,7 @@ class Sinks:
             )
             controller.start()
             self._mail.append(controller)
-        self._web = ThreadingHTTPServer((self.address, 443), _handler(self))
+        self._web = _Web((self.address, 443), _handler(self))
         self._web.socket = context.wrap_socket(self._web.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self._web.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -130,6 +130,11 @@ class Sinks:
         return context
 
 
+class _Web(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A server that doesn't trust this one is no news."""
+
+
 class _Mailbox:
     def __init__(self, sinks: Sinks) -> None:
         self._sinks = sinks
@@ -138,7 +143,7 @@ class _Mailbox:
         content = envelope.content if isinstance(envelope.content, bytes) else b""
         message = message_from_bytes(content, policy=default)
         body = message.get_body()
-        text = str(body.get_content()) if body else ""
+        text = str(body.get_content()).replace("\r\n", "\n") if body else ""
         self._sinks.received.append(Received("email", str(message["Subject"]), text, time.monotonic()))
         return "250 taken by the rehearsal"
 

@@ -1,11 +1,11 @@
 """Alerts of logins, changes and failures come by mail, Slack and Pushover: each of them, and each once."""
 
 import re
-import time
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,8 +141,11 @@ def test_people_who_become_root_and_logins_on_the_console_are_told(scene: Scene)
         where = f"Logged in as: alice from {operator} (SSH key and one-time code)"
         assert where in scene.told(f"Root: alice by {how}")[0].text
     scene.told("Changed: password")
-    console(scene.up, "db-1", "script -qec 'login -f alice' /dev/null < /dev/null > /dev/null || true")
-    scene.told("[db-1] Console login: alice")
+    machine = scene.up.realm().network.namespace(scene.up.realm().machine("local-db-1").number)
+    terminal = ["script", "-qec", f"podman exec -it {machine} login -f alice", "/dev/null"]
+    with subprocess.Popen(terminal, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as there:
+        scene.told("[db-1] Console login: alice")
+        there.communicate(b"exit\n", timeout=60)
     # The automation's own logins and roots: nobody is told.
     scene.up.sudo("app-1", "true")
     scene.all_told("app-1", "after-the-automation")
@@ -169,7 +172,9 @@ def test_an_outage_a_kill_and_a_reboot_lose_nothing_and_repeat_nothing(scene: Sc
     console(up, "app-1", "echo one | uds-alert first; systemctl kill -s KILL uds-alerts; echo two | uds-alert second")
     log_in_by_key(scene, 1)
     realm.power.reboot(realm.machine("local-app-1").number)
-    until(lambda: admits(door(up, "app-1"), scene.alice))
+    ready = "systemctl is-active ssh uds-alerts"
+    until(lambda: console(up, "app-1", ready, check=False).split() == ["active", "active"])
+    log_in_by_key(scene, 1)
     console(
         up,
         "app-1",
@@ -217,7 +222,7 @@ def test_the_automations_key_from_elsewhere_is_told_although_it_is_refused(scene
 
 
 def test_names_and_texts_do_no_harm(scene: Scene) -> None:
-    up, operator = scene.up, scene.up.realm().operator_v4
+    up = scene.up
     forged = "Accepted publickey for root from 192.0.2.66 port 22 ssh2"
     before = console(up, "app-1", "systemctl show -p NRestarts uds-alerts")
     # As anybody on the server may log, and as anybody on the internet may call themselves.
@@ -225,8 +230,8 @@ def test_names_and_texts_do_no_harm(scene: Scene) -> None:
     opened = "pam_unix(sudo:session): session opened for user root(uid=0) by bob(uid=0)"
     console(up, "app-1", f"runuser -u alice -- logger -t sudo '{opened}'")
     for name in (f"x\n{forged}", "%n%n%s%x", "$(reboot)`reboot`", "{0.__class__}", "<!channel>"):
-        with pytest.raises(paramiko.AuthenticationException):
-            knock(door(up, "app-1")).auth_none(name)
+        with closing(knock(door(up, "app-1"))) as stranger, pytest.raises(paramiko.AuthenticationException):
+            stranger.auth_none(name)
     evil = r"printf 'a\nServer: other\n%%n%%s <!channel> \342\200\256 \033[31m' | uds-alert "
     console(up, "app-1", evil + r"""'evil %n <b>' "$(printf 'x\nBcc: thief@example.org')" """)
     scene.all_told("app-1", "after-the-forgeries")
@@ -241,14 +246,17 @@ def test_names_and_texts_do_no_harm(scene: Scene) -> None:
         assert r"\u202e \x1b[31m" in alert.text
         assert ("<!channel>" in alert.text) == (channel != "slack")
     assert console(up, "app-1", "systemctl show -p NRestarts uds-alerts") == before
-    assert operator
 
 
 def test_changes_of_accounts_keys_rights_and_rules_are_told(scene: Scene) -> None:
     up = scene.up
-    # What the automation did a moment ago would be taken for its own.
-    until(lambda: "ended" in console(up, "db-1", "pgrep -c sshd-session || echo ended"))
-    time.sleep(11)
+
+    def provoked() -> object:
+        console(up, "db-1", "touch /etc/sudoers.d/probe; sleep 1; rm /etc/sudoers.d/probe")
+        return scene.alerts("[db-1] Changed: right")
+
+    # As long as the automation was there a moment ago, it is taken for its own.
+    until(provoked)
     key = "/etc/ssh/authorized_keys.d/mallory"
     changes = {
         "group: mallory was added (nobody)": ("useradd -m mallory", "userdel -r mallory 2>/dev/null"),
@@ -279,7 +287,7 @@ def test_a_channel_that_cannot_prove_itself_gets_nothing(scene: Scene) -> None:
     try:
         done = scene.up.uds("alert", "test", "local", check=False)
         assert done.returncode == 1
-        assert len(re.findall("certificate verify", done.stdout)) == 6
+        assert len(re.findall("CERTIFICATE_VERIFY_FAILED", done.stdout)) == 6
         assert not scene.sinks.received
     finally:
         scene.sinks.stop()
@@ -290,6 +298,8 @@ def test_a_channel_that_cannot_prove_itself_gets_nothing(scene: Scene) -> None:
 # monit
 
 
+# In a container, what is mounted later doesn't appear in a unit's own view.
+AS_MONIT_SEES_IT = "nsenter --mount --target $(systemctl show -p MainPID --value monit)"
 FAULTS: dict[str, dict[str, tuple[str, str, str]]] = {
     "app-1": {
         "ssh": ("systemctl stop ssh", "systemctl start ssh", "sshd does not run"),
@@ -302,14 +312,14 @@ FAULTS: dict[str, dict[str, tuple[str, str, str]]] = {
             "the clock is not synchronised",
         ),
         "disk": (
-            "mount -t tmpfs -o size=1m fault /mnt; head -c 1000000 /dev/zero > /mnt/full",
-            "umount /mnt",
+            f"{AS_MONIT_SEES_IT} sh -c 'mount -t tmpfs -o size=1m fault /mnt; head -c 1000000 /dev/zero > /mnt/full'",
+            f"{AS_MONIT_SEES_IT} umount /mnt",
             "/mnt: 9",
         ),
         "memory": (
             "sed 's/^MemAvailable:.*/MemAvailable: 1 kB/' /proc/meminfo > /run/meminfo; "
-            "mount --bind /run/meminfo /proc/meminfo",
-            "umount /proc/meminfo",
+            f"{AS_MONIT_SEES_IT} mount --bind /run/meminfo /proc/meminfo",
+            f"{AS_MONIT_SEES_IT} umount /proc/meminfo",
             "less than 5% of the memory",
         ),
         "firewall": ("iptables -P INPUT ACCEPT", "iptables -P INPUT DROP", "iptables: INPUT is open"),
@@ -354,7 +364,7 @@ def test_monit_reports_each_thing_that_it_watches(scene: Scene) -> None:
     def told(state: str) -> bool:
         for server in SERVERS:
             # The next round begins now, and not in half a minute.
-            console(scene.up, server, "systemctl kill -s USR1 monit; sleep 1")
+            console(scene.up, server, "systemctl kill --kill-whom=main -s USR1 monit; sleep 1")
         titles = {alert.title for alert in scene.sinks.received if alert.channel == "email"}
         return all(
             f"[{server}] Watch: {name} is {state}" in titles for server, faults in FAULTS.items() for name in faults
@@ -364,12 +374,12 @@ def test_monit_reports_each_thing_that_it_watches(scene: Scene) -> None:
         for server, faults in FAULTS.items():
             for do, back, _ in faults.values():
                 undo.enter_context(for_a_while(scene.up, server, do, back))
-        until(lambda: told("not well"))
+        until(lambda: told("not well"), 300)
         for server, faults in FAULTS.items():
             for name, (_, _, words) in faults.items():
                 (alert,) = scene.alerts(f"[{server}] Watch: {name} is not well")
                 assert words in alert.text
-    until(lambda: told("well again"))
+    until(lambda: told("well again"), 300)
 
 
 def test_a_broken_file_never_takes_the_place_of_the_good_one(scene: Scene) -> None:
