@@ -41,7 +41,7 @@ STATE = "/var/lib/uds/restore"
 REPORTER = f"reporter@'{APP}'"
 GRANTS = (
     f"CREATE USER {REPORTER} IDENTIFIED BY 'Wq3-zpFf9dLx_81kTtY0' REQUIRE SSL",
-    f"GRANT SELECT (id, name), UPDATE (name) ON {DATABASE}.people TO {REPORTER}",
+    f"GRANT SELECT (name), UPDATE (born) ON {DATABASE}.people TO {REPORTER}",
     f"GRANT SELECT, INSERT ON {DATABASE}.log TO {REPORTER}",
     f"GRANT EXECUTE ON PROCEDURE {DATABASE}.tidy TO {REPORTER}",
 )
@@ -173,7 +173,7 @@ class Watcher(AbstractContextManager["Watcher"]):
                     except OSError:
                         continue
                     if name == "cmdline":
-                        self.seen.update(word.decode(errors="replace") for word in text.split(b"\0")[:3])
+                        self.seen.add(text.replace(b"\0", b" ").decode(errors="replace"))
                     if any(secret in text for secret in self._secrets):
                         self.found.add(f"{name}: {text[:200]!r}")
 
@@ -255,7 +255,8 @@ def test_a_backup_comes_back_identical_beside_the_live_database(stand: Stand) ->
     assert stand.shell(f"ls -A {STATE}") == ""
     assert f"There is a database {copy} already" in stand.refused("restore", stand.id)
     # It did look while that ran, on the machines too.
-    assert {"zstd", "--binary-mode"} <= watcher.seen
+    for words in ("-m uds backup restore local", "python3 -I -X utf8 -c"):
+        assert any(words in command for command in watcher.seen)
     assert watcher.found == set()
     logs = "journalctl --sync; { journalctl -q; cat /var/log/sudo.log; } | "
     for server in ("app-1", "db-1", "backup-1"):
@@ -333,7 +334,7 @@ FAULTS = {
         "damaged or cut off",
     ),
     "another one's header": Fault("sed -i '1,3s/-> X25519 ..../-> X25519 AAAA/' $file", "was not encrypted for"),
-    "the file is missing": Fault("rm $file", "is missing"),
+    "a file is missing": Fault("rm $file", "is missing"),
     "the manifest is missing": Fault("rm $manifest", "its manifest is missing"),
 }
 
@@ -351,8 +352,6 @@ def test_a_damaged_backup_is_told_and_nothing_is_left_of_it(
     try:
         with pytest.raises(OperatorError, match=FAULTS[fault].said):
             restorer.into_new(stored(servers, stand.id).checked(), DATABASE, "damaged")
-        with pytest.raises(OperatorError, match=FAULTS[fault].said):
-            restore.drill(restorer, [DATABASE])
     finally:
         stand.shell(f"rm -r {STORE}; mv /root/kept {STORE}", "backup-1")
     assert stand.databases() == before
@@ -502,7 +501,7 @@ def test_a_drill_passes_and_tells_of_rows_that_came_since(stand: Stand) -> None:
     assert stand.databases() == before
 
 
-def test_a_drill_fails_on_what_the_backup_lacks(stand: Stand, restorer: restore.Restorer) -> None:
+def test_a_drill_fails_on_what_the_backup_lacks(stand: Stand) -> None:
     stand.sql(
         f"ALTER TABLE {DATABASE}.people ADD COLUMN since INT",
         f"CREATE PROCEDURE {DATABASE}.another() SELECT 1",
@@ -524,10 +523,9 @@ def test_a_drill_fails_on_what_the_backup_lacks(stand: Stand, restorer: restore.
     ):
         assert words in said
     assert not any(name.startswith("uds_drill") for name in stand.databases())
-    assert restore.drill(restorer, [DATABASE]).problems[:1] != ["table people differs"]
 
 
-def test_a_drill_fails_when_the_newest_backup_is_too_old(stand: Stand) -> None:
+def test_a_drill_fails_when_the_newest_backup_is_too_old_or_not_whole(stand: Stand) -> None:
     old = "20200101T000100Z"
     stand.shell(
         f"mkdir /root/away; mv {STORE}/* /root/away; cd /root/away\n"
@@ -536,10 +534,13 @@ def test_a_drill_fails_when_the_newest_backup_is_too_old(stand: Stand) -> None:
     )
     try:
         said = stand.refused("drill")
+        stand.shell(f"rm {STORE}/{old}_{DATABASE}*", "backup-1")
+        missing = stand.refused("drill")
     finally:
         stand.shell(f"rm {STORE}/*; mv /root/away/* {STORE}; rmdir /root/away", "backup-1")
     assert re.search(r"the newest backup is \d+ d \d+ h old", said)
     assert f"{DATABASE}: restored from {old}" in said
+    assert f"{old} isn't complete: {old}_{DATABASE}.sql.zst.age is missing" in missing
 
 
 # The other engine
