@@ -229,10 +229,9 @@ class BackupSettings(_Section):
         if not self.server:
             return self
         if self.public_key is None or self.private_key is None or not self.recipients:
-            raise ValueError(
-                "publicKey, privateKey and recipients are needed by the backup server: run `uds init` to make them, "
-                "or set server to false to have no backups"
-            )
+            made = {"publicKey": self.public_key, "privateKey": self.private_key, "recipients": self.recipients}
+            missing = next(name for name, value in made.items() if not value)
+            raise ValueError(f"{missing} is missing; run `uds init`, or set backup.server to false to have no backups")
         one_pair(self.public_key, self.private_key)
         return self
 

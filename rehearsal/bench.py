@@ -1,5 +1,6 @@
 """`make bench`: how long the stack takes, measured on this machine in a rehearsal of its own."""
 
+import json
 import os
 import shutil
 import statistics
@@ -17,14 +18,17 @@ from rich.table import Table
 from components.settings import parse
 from rehearsal.visitor import Visitor
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
+from uds import ssh
 from uds.stack import OperatorError, Stack
 
 RUNS = 7
 SWITCHES = 3
+STREAM_BYTES = 10**9
+STREAM_RUNS = 3
 
 
 def measure(stack: str, out: Console) -> None:
-    """Time the first `up`, one with nothing to do against an empty program's, and how long a release switch is felt."""
+    """Time the first `up`, a run with nothing to do, how long a release switch is felt, and how a backup is made."""
     with tempfile.TemporaryDirectory() as name:
         # Read by `Workspace`, here and in the driver: nothing of the user's own rehearsal is touched.
         os.environ["UDS_REHEARSALS"] = name
@@ -36,7 +40,9 @@ def measure(stack: str, out: Console) -> None:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
             first = _seconds(lambda: _run([*driver, "up", stack], PROJECT_FOLDER, environment))
             ours, empty = _nothing_to_do(Workspace(stack))
-            away = _release_switch(Stack.open(stack, rehearsal=True), Path(name))
+            opened = Stack.open(stack, rehearsal=True)
+            away = _release_switch(opened, Path(name))
+            backup = _backup_stream(opened)
         finally:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
     table = Table("what", "seconds")
@@ -47,6 +53,8 @@ def measure(stack: str, out: Console) -> None:
     if away is not None:
         table.add_row(f"release switch: nobody answers on 443 (longest of {SWITCHES})", f"{away:.2f}")
     out.print(table)
+    if backup is not None:
+        out.print(backup)
 
 
 def _nothing_to_do(workspace: Workspace) -> tuple[float, float]:
@@ -94,6 +102,36 @@ def _release_switch(stack: Stack, temporary: Path) -> float | None:
             raise OperatorError(f"{stack.name}: nobody answers on https://{address}{application.health_path}")
         away.append(visitor.away)
     return max(away)
+
+
+def _backup_stream(stack: Stack) -> Table | None:
+    """The backup's stream against the dump alone and the guide's own pipeline, in turn, if the stack makes backups."""
+    settings = parse(stack.config())
+    if not settings.backup.server:
+        return None
+    program = Path(__file__).with_name("backup_stream.py").read_text()
+    password = settings.deploy.sudo_password.get_secret_value()
+    with ssh.connected(stack, "db-1") as command:
+        done = subprocess.run(
+            [*command, f"sudo -k -S -p '' -- python3 - {STREAM_BYTES} {STREAM_RUNS}"],
+            input=f"{password}\n{program}",
+            text=True,
+            capture_output=True,
+            check=True,
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    seconds = found["seconds"]
+    table = Table(f"backup of {found['bytes'] / 1e9:.2f} GB", "median of seconds", "ours is")
+    for way, what in (
+        ("dump", "the dump alone, to /dev/null"),
+        ("ours", "dumped, compressed, encrypted"),
+        ("guide", "the guide's own pipeline"),
+    ):
+        # Of each turn by itself: a busy moment of the machine meets all three.
+        ratio = statistics.median(other / own for other, own in zip(seconds[way], seconds["ours"], strict=True))
+        table.add_row(what, f"{statistics.median(seconds[way]):.1f}", f"{ratio:.2f} times as fast")
+    table.add_row("most memory of the stream", f"{found['memory'] / 2**20:.0f} MiB", "")
+    return table
 
 
 def _seconds(work: Callable[[], None]) -> float:

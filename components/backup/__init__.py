@@ -16,6 +16,10 @@ PACKAGES = ("age", "zstd")
 # Touched when a backup is complete, on the server that made it and on the one that keeps it.
 STAMP = "/var/lib/uds/backup/success"
 
+# On the backup server: where backups are kept, and the account that adds them.
+STORE = "/var/backups/uds"
+PUSH_ACCOUNT = "backup-push"
+
 _FOLDER = Path(__file__).parent
 
 

@@ -1,15 +1,16 @@
 #!/bin/bash
-# Puts an alert into the server's queue: how the unit ended that started this one (systemd says which, MONITOR_*).
+# Puts an alert into the server's queue: how the unit ended that runs this afterwards (systemd says it in SERVICE_RESULT).
+# $1 is what the unit does: backup, or store.
 set -euo pipefail
 
-journalctl --sync
-said=$(journalctl -q -o cat -n 20 "_SYSTEMD_INVOCATION_ID=${MONITOR_INVOCATION_ID:-}" | tail -c 2000 || true)
-case "${MONITOR_UNIT:-} ${MONITOR_SERVICE_RESULT:-}" in
-    "uds-backup.service success") severity=info subject='Backup made, and on the backup server' ;;
-    uds-backup.service*) severity=critical subject='Backup FAILED' ;;
-    *) severity=critical subject='The backup server did not take a file' ;;
+case "$1 ${SERVICE_RESULT:-}" in
+    'backup success') severity=info subject='Backup made' ;;
+    backup*) severity=critical subject="Backup FAILED (${SERVICE_RESULT:-})" ;;
+    'store success') exit 0 ;;
+    *) severity=critical subject="A file of a backup was not taken (${SERVICE_RESULT:-})" ;;
 esac
-printf '%s: %s\n' "$severity" "$subject"
-if command -v uds-alert >/dev/null; then
-    uds-alert --severity "$severity" "$subject" <<< "$said"
-fi
+printf 'alert, %s: %s\n' "$severity" "$subject"
+command -v uds-alert >/dev/null || exit 0
+journalctl --sync
+journalctl -q -o cat -n 20 "_SYSTEMD_INVOCATION_ID=$INVOCATION_ID" | tail -c 2000 |
+    uds-alert --severity "$severity" "$subject"

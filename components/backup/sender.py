@@ -6,6 +6,7 @@ on the disk in clear, and no password is anywhere, since the engine knows root b
 in the spool until the backup server has them; what an outage left there goes with the next run.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -46,6 +47,10 @@ END_BYTES = 1024
 
 SUCCESS = frozenset({0})
 
+# Python has splice(2), and not tee(2).
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.tee.restype = ctypes.c_ssize_t
+
 # The engine's own programs. `--no-defaults`, so that nobody's file changes what is saved.
 CLIENT = ("--no-defaults", "--protocol=socket", "--user=root")
 DUMP = (
@@ -60,6 +65,8 @@ DUMP = (
     "--default-character-set=utf8mb4",
     "--max-allowed-packet=1G",
 )
+# The dumps write 4 KiB at a time otherwise, and wake up the next program for each.
+BUFFERED = ("stdbuf", "--output=512K")
 # Without the transactions' ids, which belong to one server: a copy in another could not be filled.
 MYSQL_DUMP = (*DUMP, "--set-gtid-purged=OFF")
 
@@ -140,7 +147,7 @@ def encrypt(source: Source, target: Path) -> Entry:
     begun = time.monotonic()
     dump = Program(source.command, subprocess.DEVNULL, source.allowed)
     # One thread: the database and its dump need the other processors.
-    zstd = Program(["zstd", "-q", "-3", "--single-thread"], subprocess.PIPE)
+    zstd = Program(["zstd", "-q", "-1", "--single-thread"], subprocess.PIPE)
     age = Program(["age", "--encrypt", "--recipients-file", str(ETC / "recipients")], zstd.output)
     # age's alone: as long as it is open here too, zstd would not hear that age has ended.
     zstd.output.close()
@@ -158,14 +165,11 @@ def encrypt(source: Source, target: Path) -> Entry:
 
     keeper = threading.Thread(target=keep)
     keeper.start()
-    clear, end = 0, source.begin
+    clear, end = 0, b""
     # It breaks where a program behind it has ended, which says why.
     with suppress(BrokenPipeError):
         _write(zstd.input, memoryview(source.begin))
-        for block in _blocks(dump.output):
-            _write(zstd.input, block)
-            clear += len(block)
-            end = (end + block[-END_BYTES:].tobytes())[-END_BYTES:]
+        clear, end = _pass_on(dump.output.fileno(), zstd.input.fileno())
     dump.output.close()
     zstd.input.close()
     keeper.join()
@@ -178,11 +182,48 @@ def encrypt(source: Source, target: Path) -> Entry:
     for said in [program.end() for program in programs]:
         if said:
             say(f"{source.what}: {said}")
-    if not source.ends(end):
+    if not source.ends(source.begin + end):
         raise BackupError("it ends too early, though every program says that all went well")
     seconds = time.monotonic() - begun
     say(f"{source.what}: {clear / 1e6:.1f} MB in {seconds:.1f} s, {entry.size / 1e6:.1f} MB encrypted")
     return entry
+
+
+def _pass_on(reader: int, writer: int) -> tuple[int, bytes]:
+    """All of one pipe into another; returns how much it was, and its end.
+
+    The kernel hands the pages on, instead of copying them in and out; the end is kept back in a third pipe.
+    """
+    with _pipe() as (kept_reader, kept_writer), Path(os.devnull).open("wb", 0) as nowhere:
+        clear = kept = 0
+        while size := _tee(reader, kept_writer):
+            kept += size
+            while size:
+                passed = os.splice(reader, writer, size)
+                size, clear = size - passed, clear + passed
+            # The next one must find room.
+            while kept > END_BYTES:
+                kept -= os.splice(kept_reader, nowhere.fileno(), kept - END_BYTES)
+        return clear, os.read(kept_reader, kept) if kept else b""
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    try:
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        yield reader, writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _tee(reader: int, writer: int) -> int:
+    """Give what is in one pipe to another as well, without taking it; returns how much, and 0 at the end: tee(2)."""
+    size = _LIBC.tee(reader, writer, ctypes.c_size_t(PIPE_BYTES), 0)
+    if size < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(size)
 
 
 def _keep(stream: IO[bytes], target: Path) -> Entry:
@@ -273,7 +314,7 @@ class Engine:
         return Source("accounts", name, ["true"], _ends_as_a_dump, f"{text}{DUMP_END.decode()}\n".encode())
 
     def _dump(self) -> Sequence[str]:
-        return ["mariadb-dump", *DUMP] if self.is_mariadb else ["mysqldump", *MYSQL_DUMP]
+        return [*BUFFERED, "mariadb-dump", *DUMP] if self.is_mariadb else [*BUFFERED, "mysqldump", *MYSQL_DUMP]
 
     def _ask(self, *statements: str) -> list[list[str]]:
         """The rows of all answers."""

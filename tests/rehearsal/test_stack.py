@@ -14,6 +14,14 @@ from rehearsal.workspace import Workspace
 from tests.rehearsal.conftest import ROOT, Rehearsal
 from tests.rehearsal.support import Project, boots, changed, contents, resources
 
+SERVERS = {"app-1": "app", "db-1": "db", "backup-1": "backup"}
+
+
+@pytest.fixture(scope="module")
+def up(up_with_backups: Rehearsal) -> Rehearsal:
+    """The whole stack."""
+    return up_with_backups
+
 
 def test_a_second_run_changes_nothing(up: Rehearsal) -> None:
     before, booted = resources(up), boots(up.realm())
@@ -56,7 +64,9 @@ def test_application_servers_come_and_go_beside_the_others(up: Rehearsal) -> Non
     assert boots(realm) == booted
     assert "app-2" not in up.outputs()["servers"]
     machine = realm.machine("local-app-1")
-    assert {one["inputs"]["label"] for one in realm.store.all("firewalls").values()} == {"local-app-1", "local-db-1"}
+    assert {one["inputs"]["label"] for one in realm.store.all("firewalls").values()} == {
+        f"local-{name}" for name in SERVERS
+    }
     # Whoever gets the address next gets nothing with it.
     [vpc] = [nic.network for nic in machine.nics if nic.network != PUBLIC]
     with realm.neighbour(int(vpc), f"{address}/{settings.network.cidr.prefixlen}") as next_owner:
@@ -77,15 +87,15 @@ def test_a_hardened_file_changes_in_place(up: Rehearsal, tmp_path: Path) -> None
     try:
         done = project.drive("up", "local", environment=up.environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert changed(before, resources(up)) == {"app-1-hardening-apply", "db-1-hardening-apply"}
+        assert changed(before, resources(up)) == {f"{name}-hardening-apply" for name in SERVERS}
         assert boots(realm) == booted
-        for server in ("app-1", "db-1"):
+        for server in SERVERS:
             assert up.ssh(server, "cat /etc/issue.net").stdout == original + "Changed.\n"
     finally:
         up.make("up")
     assert contents(project.folder, leave_out=[".venv"]) == files
     assert changed(before, resources(up)) == set()
-    for server in ("app-1", "db-1"):
+    for server in SERVERS:
         assert up.ssh(server, "cat /etc/issue.net").stdout == original
 
 
@@ -95,14 +105,14 @@ def test_outputs_are_json_and_nothing_else(up: Rehearsal) -> None:
     )
     outputs = json.loads(done.stdout)
     assert set(outputs) == {"servers", "sshUser", "database"}
-    assert {name: server["role"] for name, server in outputs["servers"].items()} == {"app-1": "app", "db-1": "db"}
+    assert {name: server["role"] for name, server in outputs["servers"].items()} == SERVERS
     for server in outputs["servers"].values():
         assert {"role", "publicIp", "privateIp"} <= set(server)
     assert outputs["sshUser"] == "deploy"
     assert outputs["database"] == {"host": "10.20.0.5", "port": 3306, "name": "production", "user": "application"}
 
 
-@pytest.mark.parametrize("server", ["app-1", "db-1"])
+@pytest.mark.parametrize("server", SERVERS)
 def test_uds_ssh_is_like_being_there(up: Rehearsal, server: str) -> None:
     assert up.uds("ssh", "local", server, "--", "hostname; exit 7", check=False).returncode == 7
     assert up.uds("ssh", "local", server, "--", "hostname").stdout.strip() == server
@@ -110,7 +120,7 @@ def test_uds_ssh_is_like_being_there(up: Rehearsal, server: str) -> None:
     assert up.uds("ssh", "local", server, "--", "cat", stdin="line\n\nlast").stdout == "line\n\nlast"
 
 
-@pytest.mark.parametrize("server", ["app-1", "db-1"])
+@pytest.mark.parametrize("server", SERVERS)
 def test_uds_ssh_as_root(up: Rehearsal, server: str) -> None:
     assert up.uds("ssh", "local", server, "--sudo", "--", "id -u; exit 7", check=False).returncode == 7
     assert up.uds("ssh", "local", server, "--sudo", "--", "id", "-un").stdout == "root\n"
@@ -120,7 +130,7 @@ def test_uds_ssh_as_root(up: Rehearsal, server: str) -> None:
 def test_uds_ssh_to_nowhere(up: Rehearsal) -> None:
     refused = up.uds("ssh", "local", "db-9", "--", "true", check=False)
     assert refused.returncode == 1
-    assert "There is no server db-9. Servers: app-1, db-1." in refused.stderr
+    assert "There is no server db-9. Servers: app-1, backup-1, db-1." in refused.stderr
 
 
 MISTAKES: dict[str, tuple[str, dict[str, object], str]] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from components.backup import STAMP, STORE
 from rehearsal import podman
 from rehearsal.cloud_firewall import CloudFirewall
 from rehearsal.linode.resources import cloud_firewall
@@ -227,8 +228,32 @@ DAMAGES = {
     ),
 }
 
+DAMAGES |= {
+    "newest-backup": Damage(
+        "backup-1", f"touch -d -3days {STAMP}", f"touch {STAMP}", "the newest backup is 72 hours old"
+    ),
+    "backups-are-made": Damage(
+        "db-1", "systemctl stop uds-backup.timer", "systemctl start uds-backup.timer", "uds-backup.timer is off"
+    ),
+    "backups-are-kept": Damage(
+        "backup-1",
+        f"mv {STORE}/*.sql.zst.age /root",
+        f"mv /root/*.sql.zst.age {STORE}",
+        "production.sql.zst.age is missing",
+    ),
+    "backups-are-only-added": Damage(
+        "backup-1", *_sshd("Match User backup-push\nPermitTTY yes"), "permittty is yes for backup-push"
+    ),
+}
+
 # Whose eyes find it, where they aren't the damaged server's own.
 FOUND_BY = {"reaches-only-what-it-may": "app-1"}
+
+
+@pytest.fixture(scope="module")
+def up(up_with_backups: Rehearsal) -> Rehearsal:
+    """All roles are looked at."""
+    return up_with_backups
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +261,7 @@ def servers(up: Rehearsal) -> Iterator[dict[str, Server]]:
     with connected(up.stack()) as opened:
         yield {server.name: server for server in opened}
     # sshd's files were put back, and it was told of that: nothing is left to do for the tests that follow.
-    for name in ("app-1", "db-1"):
+    for name in ("app-1", "db-1", "backup-1"):
         up.sudo(name, "uds-harden")
 
 

@@ -30,7 +30,9 @@ from uds.certificates import KeyType, general_names, private_pem, self_signed
 
 COUNTS = (1, 3)
 SCRIPTS = ("hardening-apply", "accounts-apply")
-OWN_SCRIPTS = {"app": "application-apply", "db": "mysql-apply"}
+OWN_SCRIPTS = {"app": ["application-apply"], "db": ["mysql-apply", "backup-apply"], "backup": ["backup-apply"]}
+# Reached through the bastion.
+PRIVATE = {"db-1": "10.20.0.5", "backup-1": "10.20.0.6"}
 
 
 @cache
@@ -39,14 +41,14 @@ def program(count: int = 1, *, preview: bool = False) -> Program:
 
 
 def servers(count: int) -> list[str]:
-    return [*(f"app-{number}" for number in range(1, count + 1)), "db-1"]
+    return [*(f"app-{number}" for number in range(1, count + 1)), *PRIVATE]
 
 
 SERVERS = [(count, server) for count in COUNTS for server in servers(count)]
 COMMANDS = [
     *((count, f"{server}-{what}") for count, server in SERVERS for what in ("first-contact", *SCRIPTS)),
-    *((count, f"{server}-{OWN_SCRIPTS[server.split('-')[0]]}") for count, server in SERVERS),
-    *((count, "db-1-reachable") for count in COUNTS),
+    *((count, f"{server}-{what}") for count, server in SERVERS for what in OWN_SCRIPTS[server.split("-")[0]]),
+    *((count, f"{server}-reachable") for count in COUNTS for server in PRIVATE),
 ]
 
 
@@ -85,7 +87,7 @@ def test_a_machine_is_behind_its_own_firewall_from_its_first_moment(count: int, 
 
 @pytest.mark.parametrize(
     ("server", "address"),
-    [("app-1", "10.20.0.11"), ("app-2", "10.20.0.12"), ("app-3", "10.20.0.13"), ("db-1", "10.20.0.5")],
+    [("app-1", "10.20.0.11"), ("app-2", "10.20.0.12"), ("app-3", "10.20.0.13"), *PRIVATE.items()],
 )
 def test_a_machine_has_a_fixed_address_in_the_stacks_own_network(server: str, address: str) -> None:
     inputs = program(3).of(server)["instance"].inputs
@@ -101,17 +103,24 @@ def test_a_machine_has_a_fixed_address_in_the_stacks_own_network(server: str, ad
 @pytest.mark.parametrize(("count", "server"), SERVERS)
 def test_only_what_holds_data_is_protected_and_no_server_is_replaced_by_a_new_file(count: int, server: str) -> None:
     instance = program(count).of(server)["instance"]
-    assert instance.protect == (server == "db-1")
+    assert instance.protect == (server in PRIVATE)
     assert set(instance.ignored) == {"authorizedKeys", "image", "metadatas"}
 
 
 def test_sizes_image_and_region_are_the_settings() -> None:
     made = run(
         configuration(
-            {"region": "de-fra-2", "image": "debian12", "app.size": "g6-standard-2", "database.size": "g6-standard-4"}
+            {
+                "region": "de-fra-2",
+                "image": "debian12",
+                "app.size": "g6-standard-2",
+                "database.size": "g6-standard-4",
+                "backup.size": "g6-standard-6",
+            }
         )
     )
-    for server, size in (("app-1", "g6-standard-2"), ("db-1", "g6-standard-4")):
+    sizes = {"app-1": "g6-standard-2", "db-1": "g6-standard-4", "backup-1": "g6-standard-6"}
+    for server, size in sizes.items():
         inputs = made.of(server)["instance"].inputs
         assert (inputs["region"], inputs["image"], inputs["type"]) == ("de-fra-2", "linode/debian12", size)
     assert made.resources["linode-vpc"].inputs["region"] == "de-fra-2"
@@ -136,13 +145,14 @@ def rules(server: str, count: int) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("count", COUNTS)
 def test_the_cloud_lets_in_what_the_role_needs_and_nothing_else(count: int) -> None:
     apps = [f"10.20.0.{10 + number}/32" for number in range(1, count + 1)]
-    for server in servers(count)[:-1]:
+    for server in set(servers(count)) - set(PRIVATE):
         assert rules(server, count) == [
             ("TCP", "22", ["198.51.100.7/32"], ["2001:db8:1::/64"]),
             ("TCP", "80", ["0.0.0.0/0"], ["::/0"]),
             ("TCP", "443", ["0.0.0.0/0"], ["::/0"]),
         ]
     assert rules("db-1", count) == [("TCP", "22", apps[:1], []), ("TCP", "3306", apps, [])]
+    assert rules("backup-1", count) == [("TCP", "22", apps[:1], []), ("TCP", "22", ["10.20.0.5/32"], [])]
 
 
 def test_overlapping_sources_become_one() -> None:
@@ -157,9 +167,9 @@ def test_overlapping_sources_become_one() -> None:
 def test_only_the_first_server_is_a_way_in_and_only_to_the_private_ones(count: int) -> None:
     for server in servers(count):
         data = user_data_of(program(count).of(server)["instance"])
-        assert ("PermitOpen 10.20.0.5:22\n" in data) == (server == "app-1")
+        assert ("PermitOpen 10.20.0.5:22 10.20.0.6:22\n" in data) == (server == "app-1")
         assert ("AllowTcpForwarding no\n" in data) == (server != "app-1")
-        source = "10.20.0.11/32" if server == "db-1" else "198.51.100.7/32,2001:db8:1::/64"
+        source = "10.20.0.11/32" if server in PRIVATE else "198.51.100.7/32,2001:db8:1::/64"
         assert f"Match User deploy Address {source}\n" in data
 
 
@@ -187,7 +197,7 @@ def test_a_command_leaks_nothing_by_its_options(count: int, name: str) -> None:
 
 def test_every_script_is_applied_by_one_constant_command() -> None:
     commands = [command for command in program(3).commands if command.name.endswith("-apply")]
-    assert len(commands) == 12
+    assert len(commands) == 16
     assert len({command.inputs["create"].split(" # ")[0] for command in commands}) == 1
 
 
@@ -218,15 +228,15 @@ def test_every_connection_is_pinned_and_goes_the_right_way(count: int, name: str
     if what == "reachable":
         # Asked on the bastion.
         assert through.items() <= connection.items()
-        assert "/dev/tcp/10.20.0.5/22" in command.inputs["create"]
+        assert f"/dev/tcp/{PRIVATE[server]}/22" in command.inputs["create"]
         return
     first = public_line(bootstrap_host_key(deploy["bootstrapSeed"], server))
     assert connection["hostKey"] == (first if what == "first-contact" else host_key(server))
     assert (connection["user"], connection["privateKey"]) == ("deploy", deploy["privateKey"])
     # About five minutes for a server that is still booting, and one for others: another host key is tried again, too.
     assert connection["dialErrorLimit"] == (60 if what == "first-contact" else 20)
-    if server == "db-1":
-        assert connection["host"] == "10.20.0.5"
+    if server in PRIVATE:
+        assert connection["host"] == PRIVATE[server]
         assert through.items() <= connection["proxy"].items()
     else:
         assert connection["host"] == public_ip(server)
@@ -246,7 +256,7 @@ def test_a_step_waits_for_the_one_before(count: int, server: str) -> None:
     ]
     assert made["hardening-apply"].urn in accounts.dependencies
     assert made["accounts-apply"].parent == accounts.urn
-    if server == "db-1":
+    if server in PRIVATE:
         assert made["instance"].urn in made["reachable"].dependencies
         assert made["reachable"].urn in made["first-contact"].dependencies
 
@@ -310,10 +320,12 @@ def test_a_preview_of_a_new_stack_knows_all_that_policies_ask_for(count: int) ->
         assert instance.pop("firewallId") == UNKNOWN
         assert instance["interfaces"][1].pop("subnetId") == UNKNOWN
         assert UNKNOWN not in texts(plain(instance))
-    # What would run is told; where, is known when there are machines.
-    assert all(command.inputs["create"] != UNKNOWN for command in made.commands)
+    # What would run is told; where, is known when there are machines. So is the host key that backups are sent to.
     first = {command.name: command.inputs["create"] for command in program(count).commands}
-    assert {command.name: command.inputs["create"] for command in made.commands} == first
+    assert {command.name: command.inputs["create"] for command in made.commands} == {
+        **first,
+        "db-1-backup-apply": UNKNOWN,
+    }
 
 
 def test_more_servers_are_only_more() -> None:
@@ -347,7 +359,7 @@ def test_the_outputs_are_the_contract(count: int) -> None:
             server: {
                 "role": server.split("-")[0],
                 "publicIp": public_ip(server),
-                "privateIp": "10.20.0.5" if server == "db-1" else f"10.20.0.{10 + int(server[-1])}",
+                "privateIp": PRIVATE.get(server, f"10.20.0.{10 + int(server[-1])}"),
                 "hostKey": host_key(server),
             }
             for server in servers(count)
@@ -355,6 +367,25 @@ def test_the_outputs_are_the_contract(count: int) -> None:
         "sshUser": "deploy",
         "database": {"host": "10.20.0.5", "port": 3306, "name": "production", "user": "application"},
     }
+
+
+def test_without_the_backup_server_there_are_no_backups() -> None:
+    made = run(configuration({"backup": {"server": False}}))
+    assert not [name for name in made.resources if "backup" in name]
+    assert set(made.outputs["servers"]) == {"app-1", "db-1"}
+    assert "PermitOpen 10.20.0.5:22\n" in user_data_of(made.of("app-1")["instance"])
+
+
+def test_the_first_backup_waits_for_the_database_and_for_who_takes_it() -> None:
+    made = program()
+    scripts = {component.name: component for component in made.components if component.type == "uds:remote:Script"}
+    assert {made.resources[f"{name}-apply"].urn for name in ("db-1-mysql", "backup-1-backup")} <= scripts[
+        "db-1-backup"
+    ].dependencies
+    sent = unpacked(plain(made.resources["db-1-backup-apply"].inputs["stdin"])).decode()
+    assert f"backup {host_key('backup-1')}\n" in sent
+    # Who may add backups can't open one, and nobody on the servers can.
+    assert "AGE-SECRET-KEY" not in sent
 
 
 def refused(config: dict[str, object]) -> str:

@@ -40,6 +40,7 @@ FIELDS = list(fields())
 MADE = {
     "database": ("password", "migrationPassword", "caCertificate", "certificate", "privateKey"),
     "application": ("certificate", "privateKey", "pendingPrivateKey"),
+    "backup": ("publicKey", "privateKey"),
 }
 
 
@@ -86,10 +87,8 @@ def test_every_field_is_described_with_its_default_and_limits(section: str, name
     # What is said of a field ends where the next one begins.
     said = re.search(rf"\b{name}: ((?:(?!\b\w+: ).)+)", description)
     assert said
-    if field.get("default"):
-        assert f"(default {field['default']}" in said[1]
-    if field.get("default") is False:
-        assert "(default false)" in said[1]
+    if field.get("default") or field.get("default") is False:
+        assert f"(default {str(field['default']).lower()}" in said[1]
     if "minimum" in field:
         assert f"{field['minimum']} to {field['maximum']}" in said[1]
 
@@ -103,7 +102,14 @@ def test_an_example_stack_needs_nothing_but_its_secrets(path: Path) -> None:
     application = {**own.get("application", {}), **certificate()}
     settings = parse(
         as_pulumi(
-            {"ssh": made["ssh"], **own, "deploy": made["deploy"], "database": database, "application": application}
+            {
+                "ssh": made["ssh"],
+                **own,
+                "deploy": made["deploy"],
+                "backup": {**own.get("backup", {}), **made["backup"]},
+                "database": database,
+                "application": application,
+            }
         )
     )
     assert settings.region == config.get(f"{settings.cloud}:region", settings.region)

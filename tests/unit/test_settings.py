@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from pyrage import x25519
 
 from components.catalogue import REGIONS
 from components.settings import PROJECT, CloudName, Settings, SettingsError, parse
@@ -29,6 +30,7 @@ SK_ED25519 = (
     "43HrAAAABHNzaDo= token"
 )
 ALLOWED_KEYS = "allowed is one line of an OpenSSH public key: ssh-ed25519"
+RECIPIENT = configuration()["backup"]["recipients"][0]
 ADMIN = configuration()["admins"]["alice"]
 
 
@@ -131,6 +133,30 @@ BAD: dict[str, Case] = {
     ),
     "another's public key": ({"deploy.publicKey": PUBLIC}, "deploy.publicKey", ["does not belong to privateKey"]),
     "no private key": ({"deploy.privateKey": "-----BEGIN"}, "deploy.privateKey", ["OpenSSH private key", "uds init"]),
+    # Backups
+    "no keys for backups": ({"backup": None}, "backup.publicKey", ["is missing", "uds init", "backup.server to false"]),
+    "nobody to open backups": ({"backup.recipients": []}, "backup.recipients", ["is missing", "uds init"]),
+    "another's key for backups": ({"backup.publicKey": PUBLIC}, "backup.publicKey", ["does not belong to privateKey"]),
+    "no recipient": ({"backup.recipients": ["alice"]}, "backup.recipients[0]", ["'alice'", "public key of age"]),
+    "cut recipient": (
+        {"backup.recipients": [RECIPIENT[:-1]]},
+        "backup.recipients[0]",
+        [f"'{RECIPIENT[:-1]}'", "age1 and 58 more"],
+    ),
+    "SSH key as a recipient": ({"backup.recipients": [PUBLIC]}, "backup.recipients[0]", ["allowed is age1"]),
+    "recipient twice": ({"backup.recipients": [RECIPIENT] * 2}, "backup.recipients", [f"{RECIPIENT} 2 times"]),
+    "no database name": ({"backup.databases": ["a b"]}, "backup.databases[0]", ["'a b'", "allowed are up to 64"]),
+    "database as an option": ({"backup.databases": ["-x"]}, "backup.databases[0]", ["'-x'", "not - or _ first"]),
+    "engine's database": ({"backup.databases": ["MySQL"]}, "backup.databases[0]", ["'MySQL'", "engine itself"]),
+    "application's database again": (
+        {"backup.databases": ["production"]},
+        "backup.databases",
+        ["production is saved as the application's"],
+    ),
+    "relative path": ({"backup.paths": ["srv/files"]}, "backup.paths[0]", ["'srv/files'", "such as /srv/files"]),
+    "path with a way back": ({"backup.paths": ["/srv/../etc"]}, "backup.paths[0]", ["'/srv/../etc'", "without .."]),
+    "path with an end": ({"backup.paths": ["/srv/"]}, "backup.paths[0]", ["'/srv/'"]),
+    "path of two lines": ({"backup.paths": ["/srv\n/etc"]}, "backup.paths[0]", ["absolute path"]),
     # Secrets
     "empty secret": ({"deploy.sudoPassword": "  "}, "deploy.sudoPassword", ["is empty", "uds init"]),
     "plain password for a hash": ({"deploy.sudoPasswordHash": "hunter22"}, "deploy.sudoPasswordHash", ["$6$ or $y$"]),
@@ -220,7 +246,19 @@ def test_an_empty_stack_is_told_what_it_needs() -> None:
     with pytest.raises(SettingsError) as raised:
         parse({})
     missing = [line.split(" ")[0] for line in str(raised.value).splitlines()]
-    assert missing == [f"{PROJECT}:{key}" for key in ("cloud", "region", "ssh", "database", "deploy")]
+    keys = ("cloud", "region", "ssh", "database", "deploy", "backup.publicKey")
+    assert missing == [f"{PROJECT}:{key}" for key in keys]
+
+
+def test_an_identity_for_a_recipient_is_not_shown() -> None:
+    identity = str(x25519.Identity.generate())
+    (said,) = errors({"backup.recipients": [identity]})
+    assert "backup.recipients[0] is an IDENTITY" in said
+    assert identity[20:] not in said
+
+
+def test_without_a_backup_server_nothing_more_is_asked_for() -> None:
+    assert not settings({"backup": {"server": False}}).backup.server
 
 
 MARK = "qZ7uniqueKx4"

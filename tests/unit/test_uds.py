@@ -16,6 +16,8 @@ import pyotp
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 from passlib.hash import sha512_crypt
+from pyrage import DecryptError, x25519
+from pyrage import passphrase as age_passphrase
 from typer.testing import CliRunner
 
 from components.settings import PROJECT, parse
@@ -63,6 +65,7 @@ def test_what_is_secret_is_encrypted_and_never_an_argument(stack: Memory) -> Non
     assert stack.encrypted == {
         *(f"deploy.{key}" for key in ("privateKey", "sudoPassword", "sudoPasswordHash", "bootstrapSeed")),
         *(f"database.{key}" for key in ("password", "privateKey")),
+        "backup.privateKey",
         *(f'admins["alice"].{key}' for key in ("passwordHash", "totpSecret")),
         *(f'admins["alice"].scratchCodes[{number}]' for number in range(5)),
     }
@@ -110,7 +113,7 @@ def test_the_operators_copy_opens_with_the_passphrase_only_and_is_theirs_alone(s
     list(init.initialise(stack, passphrase))
     copy = stack.keys / "deploy"
     assert [stat.S_IMODE(path.stat().st_mode) for path in (copy, stack.keys)] == [0o600, 0o700]
-    assert {path.name for path in stack.keys.iterdir()} == {"deploy", "database-ca.key"}
+    assert {path.name for path in stack.keys.iterdir()} == {"deploy", "database-ca.key", "backup-identity.age"}
     key = load_ssh_private_key(copy.read_bytes(), PASSPHRASE.encode())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     assert stack.values["deploy"]["publicKey"] == f"{public} deploy@test"
@@ -127,6 +130,41 @@ def test_a_lost_copy_is_made_again_from_the_same_key(stack: Memory) -> None:
     copy = load_ssh_private_key((stack.keys / "deploy").read_bytes(), PASSPHRASE.encode())
     stacks = load_ssh_private_key(stack.values["deploy"]["privateKey"].encode(), None)
     assert copy.public_key() == stacks.public_key()
+
+
+def test_the_identity_that_opens_backups_stays_with_the_operator(stack: Memory) -> None:
+    list(init.initialise(stack, passphrase))
+    file = stack.keys / "backup-identity.age"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    text = age_passphrase.decrypt(file.read_bytes(), PASSPHRASE).decode()
+    (line,) = [line for line in text.splitlines() if not line.startswith("#")]
+    identity = x25519.Identity.from_str(line)
+    assert stack.values["backup"]["recipients"] == [str(identity.to_public())]
+    assert "AGE-SECRET-KEY" not in json.dumps(stack.values) + "".join(stack.arguments)
+    with pytest.raises(DecryptError):
+        age_passphrase.decrypt(file.read_bytes(), "another passphrase")
+    # Also where the configuration was lost: backups go on to whoever can open the old ones.
+    put(stack.values, "backup.recipients", None)
+    (what,) = init.initialise(stack, passphrase)
+    assert "identity" in what
+    assert stack.values["backup"]["recipients"] == [str(identity.to_public())]
+    put(stack.values, "backup.recipients", None)
+    with pytest.raises(OperatorError, match="can't be opened with this passphrase"):
+        list(init.initialise(stack, lambda: "another passphrase"))
+
+
+def test_recipients_of_ones_own_need_no_identity_here(stack: Memory) -> None:
+    own = str(x25519.Identity.generate().to_public())
+    put(stack.values, "backup.recipients", [own])
+    list(init.initialise(stack, passphrase))
+    assert stack.values["backup"]["recipients"] == [own]
+    assert not (stack.keys / "backup-identity.age").exists()
+
+
+def test_without_the_backup_server_no_keys_of_it_are_made(stack: Memory) -> None:
+    put(stack.values, "backup", {"server": False})
+    list(init.initialise(stack, passphrase))
+    assert stack.values["backup"] == {"server": False}
 
 
 # admin

@@ -462,12 +462,6 @@ _ACTIONS = (list_folder, load, accounts, extract, describe, accept, drop, state,
 def main() -> NoReturn:
     """Do what the first line of standard input asks for."""
     os.umask(0o077)
-    # In a session of its own, since sudo kills what it started when the connection breaks; but then a half is to be
-    # tidied up, and an exchange to go on to its end.
-    child = os.fork()
-    if child:
-        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
-    os.setsid()
     request = json.loads(sys.stdin.buffer.readline())
     action = next(one for one in _ACTIONS if one.__name__ == request["action"])
     try:

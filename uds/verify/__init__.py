@@ -15,7 +15,7 @@ from components.files import ServerFile
 from components.settings import parse
 from uds import apply, ssh
 from uds.stack import OperatorError, Stack
-from uds.verify import application, database, firewall, outside, people, system  # noqa: F401 - each registers its checks
+from uds.verify import application, backup, database, firewall, outside, people, system  # noqa: F401 - each registers its checks
 from uds.verify.check import CHECKS, Check
 from uds.verify.firewall import Accepted, accepted
 from uds.verify.server import RootShell, Server

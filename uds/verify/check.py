@@ -9,7 +9,7 @@ from uds.verify.server import Server
 Problems: TypeAlias = Iterable[str]
 
 EVERY_ROLE = frozenset({"app", "db", "backup"})
-APP, DB = frozenset({"app"}), frozenset({"db"})
+APP, DB, BACKUP = frozenset({"app"}), frozenset({"db"}), frozenset({"backup"})
 
 HARDENING = "uds apply STACK {server} hardening"
 ACCOUNTS = "uds apply STACK {server} accounts"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from components.backup import PUSH_ACCOUNT
 from components.settings import DEPLOY_USER
 from uds.verify.check import ACCOUNTS, HARDENING, Problems, check, difference
 from uds.verify.server import Server
@@ -26,7 +27,7 @@ _GOOD = "Zq7!rmvKwt"
 _ELSEWHERE = "192.0.2.1"
 
 
-def _sshd(server: Server, user: str = "somebody", address: str = _ELSEWHERE) -> dict[str, str]:
+def sshd(server: Server, user: str = "somebody", address: str = _ELSEWHERE) -> dict[str, str]:
     """sshd's effective settings for a connection."""
     text = server.read(f"sshd -T -C user={user},host={address},addr={address}")
     return {key: value for key, _, value in (line.partition(" ") for line in text.splitlines())}
@@ -56,7 +57,7 @@ def weak_passwords_are_refused(server: Server) -> Problems:
 def ssh_takes_keys_only(server: Server) -> Problems:
     """What sshd says that it would do, for somebody from anywhere and for the automation from anywhere."""
     for user in ("somebody", DEPLOY_USER):
-        settings = _sshd(server, user)
+        settings = sshd(server, user)
         wanted = {
             "passwordauthentication": "no",
             "permitemptypasswords": "no",
@@ -73,7 +74,8 @@ def ssh_takes_keys_only(server: Server) -> Problems:
 def nobody_else_may_log_in(server: Server) -> Problems:
     """The group that sshd asks for, the keys that it reads, and the accounts that have a shell."""
     people = set(server.settings.admins) | {DEPLOY_USER}
-    yield from difference("group ssh-users", _members(server, "ssh-users"), people)
+    machines = {PUSH_ACCOUNT} if server.role == "backup" else set()
+    yield from difference("group ssh-users", _members(server, "ssh-users"), people | machines)
     yield from difference("authorized keys", server.read("ls /etc/ssh/authorized_keys.d").split(), _key_files(server))
     shells = [line.split(":") for line in server.read("getent passwd").splitlines()]
     for name, _, uid, *_rest, shell in shells:
@@ -106,7 +108,7 @@ def sudo_asks_for_a_password(server: Server) -> Problems:
 @check("3.6", "No agent and no tunnel goes through", HARDENING)
 def nothing_is_forwarded(server: Server) -> Problems:
     """The bastion forwards to the private servers' SSH; the others forward nothing."""
-    settings = _sshd(server)
+    settings = sshd(server)
     for name in ("allowagentforwarding", "allowstreamlocalforwarding", "permittunnel", "x11forwarding", "gatewayports"):
         if settings.get(name) != "no":
             yield f"{name} is {settings.get(name)}, not no"
@@ -130,7 +132,7 @@ def root_is_locked(server: Server) -> Problems:
     for path in ("/root/.ssh/authorized_keys", "/etc/ssh/authorized_keys.d/root"):
         if server.host.file(path).exists:
             yield f"{path} exists"
-    if _sshd(server, "root").get("permitrootlogin") != "no":
+    if sshd(server, "root").get("permitrootlogin") != "no":
         yield "sshd lets root in"
 
 
