@@ -16,19 +16,25 @@ from rich.console import Console
 from rich.table import Table
 
 from components.settings import parse
+from rehearsal.backup_stream import FILL, ROW_BYTES
 from rehearsal.visitor import Visitor
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
 from uds import ssh
+from uds.backup.identity import Identities
+from uds.backup.restore import Restorer
+from uds.backup.run import now
+from uds.backup.servers import DATABASE, Servers
 from uds.stack import OperatorError, Stack
 
 RUNS = 7
 SWITCHES = 3
 STREAM_BYTES = 10**9
 STREAM_RUNS = 3
+RESTORE_BYTES = 3 * 10**8
 
 
 def measure(stack: str, out: Console) -> None:
-    """Time the first `up`, a run with nothing to do, how long a release switch is felt, and how a backup is made."""
+    """Time the first `up`, a run with nothing to do, how long a release switch is felt, backups."""
     with tempfile.TemporaryDirectory() as name:
         # Read by `Workspace`, here and in the driver: nothing of the user's own rehearsal is touched.
         os.environ["UDS_REHEARSALS"] = name
@@ -43,6 +49,7 @@ def measure(stack: str, out: Console) -> None:
             opened = Stack.open(stack, rehearsal=True)
             away = _release_switch(opened, Path(name))
             backup = _backup_stream(opened)
+            restored = _restore(opened)
         finally:
             _run([*driver, "down", stack], PROJECT_FOLDER, environment)
     table = Table("what", "seconds")
@@ -53,8 +60,9 @@ def measure(stack: str, out: Console) -> None:
     if away is not None:
         table.add_row(f"release switch: nobody answers on 443 (longest of {SWITCHES})", f"{away:.2f}")
     out.print(table)
-    if backup is not None:
-        out.print(backup)
+    for one in (backup, restored):
+        if one is not None:
+            out.print(one)
 
 
 def _nothing_to_do(workspace: Workspace) -> tuple[float, float]:
@@ -131,6 +139,41 @@ def _backup_stream(stack: Stack) -> Table | None:
         ratio = statistics.median(other / own for other, own in zip(seconds[way], seconds["ours"], strict=True))
         table.add_row(what, f"{statistics.median(seconds[way]):.1f}", f"{ratio:.2f} times as fast")
     table.add_row("most memory of the stream", f"{found['memory'] / 2**20:.0f} MiB", "")
+    return table
+
+
+def _restore(stack: Stack) -> Table | None:
+    """A restore from the backup server against loading the same dump that lies ready, in turn, if there are backups."""
+    settings = parse(stack.config())
+    if not settings.backup.server:
+        return None
+    database, plain = settings.database.name, "/var/tmp/bench.sql"  # noqa: S108 - on the server, in a folder of its own
+
+    def root(script: str) -> None:
+        status, text = servers.run(DATABASE, "sh", "-e", "-c", script)
+        if status:
+            raise OperatorError(text)
+
+    fill = FILL.replace("CREATE DATABASE bench;\nUSE bench;", "").replace("ROWS", str(RESTORE_BYTES // ROW_BYTES))
+    theirs, ours = [], []
+    with Servers.of(stack) as servers:
+        identities = Identities.load(
+            stack.keys / "backup-identity.age", Workspace(stack.name).passphrase_file.read_text
+        )
+        restorer = Restorer(servers, identities, lambda _name, _size: lambda _count: None)
+        root(f"mariadb {database} <<'END'\n{fill}\nEND\nmariadb-dump --hex-blob {database} > {plain}")
+        backup = now(servers)
+        for _ in range(STREAM_RUNS):
+            root("mariadb -e 'CREATE DATABASE plain'")
+            theirs.append(_seconds(lambda: root(f"mariadb plain < {plain}")))
+            ours.append(_seconds(lambda: restorer.into_new(backup, database, "ours")))
+            root("mariadb -e 'DROP DATABASE plain; DROP DATABASE ours'")
+        root(f"rm {plain}; mariadb -e 'DROP TABLE users' {database}")
+    table = Table(f"restore of {RESTORE_BYTES / 1e9:.1f} GB", "median of seconds")
+    table.add_row("mariadb < dump, on the server", f"{statistics.median(theirs):.1f}")
+    table.add_row("fetched, decrypted, loaded, checked", f"{statistics.median(ours):.1f}")
+    ratio = statistics.median(one / own for one, own in zip(theirs, ours, strict=True))
+    table.add_row("ours is", f"{ratio:.2f} times as fast")
     return table
 
 
