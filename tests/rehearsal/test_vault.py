@@ -161,7 +161,8 @@ def test_what_is_there_is_not_written_over_read_or_added_to(up: Rehearsal) -> No
     name = next(iter(manifest(up, run)))
     assert "refused: this file is here already, with another content" in push(up, name, AGE + b"evil")
     assert "refused: this file is here already, with another content" in push(up, f"{run}.manifest.json", b"{}")
-    assert "refused: this backup is complete: it takes no more files" in push(up, f"{run}_evil.sql.zst.age", AGE)
+    answer = push(up, f"{run}_evil.sql.zst.age", AGE)
+    assert answer.endswith("\nrefused: this backup is complete: it takes no more files\n")
     # It is told on the backup server, whose word nobody on the database server can take away.
     assert "A file of a backup was not taken" in up.sudo("backup-1", "cat /root/alerts").stdout
 
