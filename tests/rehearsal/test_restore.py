@@ -398,7 +398,7 @@ client = sys.modules["components.mysql.reconcile"].Client
 def counted(call, left):
     def run(*arguments):
         # Questions change nothing.
-        first = arguments[-1][0] if isinstance(arguments[-1], list) else ""
+        first = "".join(arguments[-1][:1]) if isinstance(arguments[-1], list) else ""
         if not first.startswith(("SELECT", "SHOW", "USE")):
             if left[0] == 0:
                 os._exit(9)
