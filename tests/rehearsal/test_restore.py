@@ -445,7 +445,7 @@ def test_a_replacement_that_is_killed_anywhere_loses_nothing_and_goes_on(
     request = {"database": DATABASE, "new": new, "before": before}
     program = KILLED.format(modules=modules, request=request)
     stand.shell(f"cat > /root/killed.py <<'END_OF_PROGRAM'\n{program}\nEND_OF_PROGRAM")
-    stand.shell("systemd-run -q --unit=uds-test-killed sh -c 'exec python3 /root/killed.py > /root/killed.out 2>&1'")
+    stand.shell("systemd-run -q --collect --unit=uds-test-killed sh -c 'exec python3 /root/killed.py > /root/killed.out 2>&1'")
     until(lambda: stand.shell("systemctl is-active -q uds-test-killed || cat /root/killed.out") != "", 600)
     said = stand.shell("cat /root/killed.out; rm /root/killed.*")
     assert said.startswith("whole after "), said
@@ -470,7 +470,7 @@ def test_a_replacement_whose_operator_is_gone_leaves_the_live_database_and_runs_
     live = stand.content(DATABASE)
     # Whoever wants to write waits, until the lock's owner is gone.
     hold = f"(echo 'FLUSH TABLES WITH READ LOCK;'; sleep 300) | {stand.engine} --unbuffered"
-    lock = f'systemd-run -q --unit=uds-test-lock sh -c "{hold}"'
+    lock = f'systemd-run -q --collect --unit=uds-test-lock sh -c "{hold}"'
     waiting = "SELECT COUNT(*) FROM information_schema.processlist WHERE state LIKE 'Waiting for%lock%'"
     stand.shell(lock)
     command = [sys.executable, "-m", "uds", "backup", "restore", "local", stand.id, "--replace"]
