@@ -445,7 +445,8 @@ def test_a_replacement_that_is_killed_anywhere_loses_nothing_and_goes_on(
     request = {"database": DATABASE, "new": new, "before": before}
     program = KILLED.format(modules=modules, request=request)
     stand.shell(f"cat > /root/killed.py <<'END_OF_PROGRAM'\n{program}\nEND_OF_PROGRAM")
-    stand.shell("systemd-run -q --collect --unit=uds-test-killed sh -c 'exec python3 /root/killed.py > /root/killed.out 2>&1'")
+    background = "systemd-run -q --collect --unit=uds-test-killed"
+    stand.shell(f"{background} sh -c 'exec python3 /root/killed.py > /root/killed.out 2>&1'")
     until(lambda: stand.shell("systemctl is-active -q uds-test-killed || cat /root/killed.out") != "", 600)
     said = stand.shell("cat /root/killed.out; rm /root/killed.*")
     assert said.startswith("whole after "), said
