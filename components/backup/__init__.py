@@ -7,6 +7,7 @@ from pathlib import Path
 import pulumi
 
 from components.files import ServerFile, read_tree
+from components.monit.watch import recent
 from components.server import Server
 from components.settings import Settings
 
@@ -60,11 +61,7 @@ def sender_files(settings: Settings) -> list[ServerFile]:
 
 def watch() -> str:
     """What monit is to watch on both servers: that the newest backup isn't too old."""
-    return (
-        f"check file backup with path {STAMP}\n"
-        "    if does not exist for 60 cycles then alert\n"
-        "    if timestamp > 26 hours then alert\n"
-    )
+    return recent("backup", STAMP, hours=26)
 
 
 class BackupStore(pulumi.ComponentResource):

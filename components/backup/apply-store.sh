@@ -4,14 +4,14 @@ readonly ACCOUNT=backup-push
 
 make_account() {
     if ! id -u "$ACCOUNT" >/dev/null 2>&1; then
-        useradd -r -d /nonexistent -s /bin/sh -c "adds backups" "$ACCOUNT"
+        useradd -r -d / -s /bin/sh -c "adds backups" "$ACCOUNT"
         say "added: $ACCOUNT"
     fi
     # No password, and not locked either, which sshd would refuse. A shell, which runs the forced command.
     if [ "$(getent shadow "$ACCOUNT" | cut -d: -f2)" != '*' ] ||
-        [ "$(getent passwd "$ACCOUNT" | cut -d: -f6,7)" != /nonexistent:/bin/sh ] ||
+        [ "$(getent passwd "$ACCOUNT" | cut -d: -f6,7)" != /:/bin/sh ] ||
         [ "$(id -nG "$ACCOUNT" | tr ' ' '\n' | sort | tr '\n' ' ')" != "$ACCOUNT ssh-users " ]; then
-        usermod -p '*' -d /nonexistent -s /bin/sh -G ssh-users "$ACCOUNT"
+        usermod -p '*' -d / -s /bin/sh -G ssh-users "$ACCOUNT"
         say "account: $ACCOUNT"
     fi
 }

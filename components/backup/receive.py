@@ -19,7 +19,11 @@ def main() -> int:
         print("refused: this account adds backups, and does nothing else", file=sys.stderr)
         return 1
     with socket.socket(socket.AF_UNIX) as store:
-        store.connect(SOCKET)
+        try:
+            store.connect(SOCKET)
+        except OSError as error:
+            print(f"no backups are taken now: {error.strerror}", file=sys.stderr)
+            return 1
         # Closed where it refuses before all has been sent; the answer is there all the same.
         with suppress(ConnectionError):
             while block := os.read(0, 1 << 18):

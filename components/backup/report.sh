@@ -2,6 +2,8 @@
 # Puts an alert into the server's queue: how the unit ended that runs this afterwards (systemd says it in SERVICE_RESULT).
 # $1 is what the unit does: backup, or store.
 set -euo pipefail
+# The store's standard output is who sent the file; it is none of theirs, and they must not have to wait.
+exec < /dev/null >&2
 
 case "$1 ${SERVICE_RESULT:-}" in
     'backup success') severity=info subject='Backup made' ;;

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -310,7 +311,8 @@ class Engine:
         # All accounts before any right: one may be granted another.
         statements = [f"SHOW CREATE USER {one}" for one in named] + [f"SHOW GRANTS FOR {one}" for one in named]
         lines = ["\t".join(row) for row in self._ask("SET print_identified_with_as_hex = ON", *statements)]
-        text = "".join(line.replace("CREATE USER", "CREATE USER IF NOT EXISTS", 1) + ";\n" for line in lines)
+        # At the beginning only: there is a right of that name.
+        text = "".join(re.sub(r"^CREATE USER ", "CREATE USER IF NOT EXISTS ", line) + ";\n" for line in lines)
         return Source("accounts", name, ["true"], _ends_as_a_dump, f"{text}{DUMP_END.decode()}\n".encode())
 
     def _dump(self) -> Sequence[str]:

@@ -20,6 +20,15 @@ def https(name: str, port: int, path: str) -> str:
     )
 
 
+def recent(name: str, path: str, *, hours: int) -> str:
+    """A file that something touches again and again; it has half an hour to come into being."""
+    return (
+        f"check file {name} with path {path}\n"
+        + _alert(name, "does not exist for 60 cycles")
+        + _alert(name, f"timestamp > {hours} hours")
+    )
+
+
 def _alert(name: str, fault: str) -> str:
     # The alert's words are monit's own (see uds-alert); it knows no quotes inside this one.
     alert = "/usr/local/sbin/uds-alert --severity"

@@ -202,13 +202,11 @@ class Database:
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     with pytest.MonkeyPatch.context() as patch:
         for rehearsal in new_rehearsal(tmp_path_factory.mktemp("database"), patch):
-            workspace = Workspace("local")
-            workspace.folder.mkdir(mode=0o700, parents=True)
-            config = {
-                f"{PROJECT}:image": IMAGES[request.param],
-                f"{PROJECT}:database": {"name": DATABASE, "migrationUser": "migration"},
-            }
-            workspace.stack_file.write_text(yaml.safe_dump({"config": config}))
+            rehearsal.configure("database", {"name": DATABASE, "migrationUser": "migration"})
+            stack_file = Workspace("local").stack_file
+            config = yaml.safe_load(stack_file.read_text())
+            config["config"][f"{PROJECT}:image"] = IMAGES[request.param]
+            stack_file.write_text(yaml.safe_dump(config))
             rehearsal.make("up")
             found = Database(request.param, rehearsal)
             found.root(

@@ -17,6 +17,7 @@ from tests.rehearsal.conftest import ROOT, Rehearsal, one_stack
 from tests.rehearsal.support import Project, boots, changed, contents, resources
 
 SSH_IS_SSH = "once connected, which test_ssh.py shows on both, a server is a server"
+SERVERS = {"app-1": "app", "db-1": "db", "backup-1": "backup"}
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +131,15 @@ def test_a_hardened_file_changes_in_place(up: Rehearsal, tmp_path: Path) -> None
     try:
         done = project.drive("up", up.name, environment=up.environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert changed(before, resources(up)) == {"app-1-hardening-apply", "db-1-hardening-apply"}
+        assert changed(before, resources(up)) == {f"{name}-hardening-apply" for name in SERVERS}
         assert boots(realm) == booted
-        for server in ("app-1", "db-1"):
+        for server in SERVERS:
             assert up.ssh(server, "cat /etc/issue.net").stdout == original + "Changed.\n"
     finally:
         up.make("up")
     assert contents(project.folder, leave_out=[".venv"]) == files
     assert changed(before, resources(up)) == set()
-    for server in ("app-1", "db-1"):
+    for server in SERVERS:
         assert up.ssh(server, "cat /etc/issue.net").stdout == original
 
 
@@ -153,7 +154,7 @@ def test_outputs_are_json_and_nothing_else(up: Rehearsal) -> None:
     )
     outputs = json.loads(done.stdout)
     assert set(outputs) == {"servers", "sshUser", "database"}
-    assert {name: server["role"] for name, server in outputs["servers"].items()} == {"app-1": "app", "db-1": "db"}
+    assert {name: server["role"] for name, server in outputs["servers"].items()} == SERVERS
     for server in outputs["servers"].values():
         assert {"role", "privateIp"} <= set(server)
     assert outputs["sshUser"] == "deploy"
@@ -161,7 +162,7 @@ def test_outputs_are_json_and_nothing_else(up: Rehearsal) -> None:
 
 
 @one_stack(SSH_IS_SSH)
-@pytest.mark.parametrize("server", ["app-1", "db-1"])
+@pytest.mark.parametrize("server", SERVERS)
 def test_uds_ssh_is_like_being_there(up: Rehearsal, server: str) -> None:
     assert up.uds("ssh", up.name, server, "--", "hostname; exit 7", check=False).returncode == 7
     assert up.uds("ssh", up.name, server, "--", "hostname").stdout.strip() == server
@@ -170,7 +171,7 @@ def test_uds_ssh_is_like_being_there(up: Rehearsal, server: str) -> None:
 
 
 @one_stack(SSH_IS_SSH)
-@pytest.mark.parametrize("server", ["app-1", "db-1"])
+@pytest.mark.parametrize("server", SERVERS)
 def test_uds_ssh_as_root(up: Rehearsal, server: str) -> None:
     assert up.uds("ssh", up.name, server, "--sudo", "--", "id -u; exit 7", check=False).returncode == 7
     assert up.uds("ssh", up.name, server, "--sudo", "--", "id", "-un").stdout == "root\n"
@@ -181,7 +182,7 @@ def test_uds_ssh_as_root(up: Rehearsal, server: str) -> None:
 def test_uds_ssh_to_nowhere(up: Rehearsal) -> None:
     refused = up.uds("ssh", up.name, "db-9", "--", "true", check=False)
     assert refused.returncode == 1
-    assert "There is no server db-9. Servers: app-1, db-1." in refused.stderr
+    assert "There is no server db-9. Servers: app-1, backup-1, db-1." in refused.stderr
 
 
 MISTAKES: dict[str, tuple[str, dict[str, object], str]] = {

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -273,3 +274,37 @@ def test_the_programs_on_the_servers_need_nothing_that_is_not_pythons_own() -> N
 def test_the_age_of_the_newest_backup_is_watched() -> None:
     assert str(STAMP) in watch()
     assert "26 hours" in watch()
+
+
+# MySQL's accounts, which its own dump leaves out
+
+
+def test_mysqls_accounts_are_statements_and_all_come_before_any_right(
+    program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    program(
+        "mysql",
+        """
+        asked=$(cat)
+        case $asked in
+        *'FROM mysql.user'*) printf 'app\\t10.20.0.11\\no%sbrien\\t%%\\n' "'" ;;
+        *)
+            echo "CREATE USER \\`app\\`@\\`10.20.0.11\\` IDENTIFIED WITH 'x' AS 0xFF"
+            echo 'GRANT CREATE USER ON *.* TO `app`'
+            ;;
+        esac
+        echo "$asked" > "$LOG"
+        """,
+    )
+    log = Path(os.environ["PATH"].partition(os.pathsep)[0]) / "log"
+    monkeypatch.setenv("LOG", str(log))
+    accounts = sender.Engine().accounts(RUN)
+    assert accounts.begin.decode().splitlines() == [
+        "CREATE USER IF NOT EXISTS `app`@`10.20.0.11` IDENTIFIED WITH 'x' AS 0xFF;",
+        "GRANT CREATE USER ON *.* TO `app`;",
+        "-- Dump completed",
+    ]
+    assert accounts.ends(accounts.begin)
+    asked = log.read_text()
+    assert asked.index("SHOW CREATE USER 'o\\'brien'@'%'") < asked.index("SHOW GRANTS FOR 'app'@'10.20.0.11'")

@@ -160,6 +160,20 @@ def test_what_can_not_be_opened_says_why(tmp_path: Path) -> None:
             identities.decrypt(io.BytesIO(text), io.BytesIO(), "the file")
 
 
+def test_a_busy_machine_opens_an_identity_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = ["Excessive work parameter for passphrase.\nDecryption would take around 32 seconds."] * 3
+
+    def decrypt(_text: bytes, _passphrase: str) -> bytes:
+        if refusals:
+            raise pyrage.DecryptError(refusals.pop())
+        return f"{pyrage.x25519.Identity.generate()}\n".encode()
+
+    file = tmp_path / "identity.age"
+    file.write_bytes(b"age-encryption.org/v1\n-> scrypt")
+    monkeypatch.setattr(pyrage.passphrase, "decrypt", decrypt)
+    Identities.load(file, lambda: "secret")
+
+
 def test_a_target_that_breaks_is_no_damage() -> None:
     class Broken(io.BytesIO):
         def write(self, *_: object) -> int:
@@ -336,6 +350,7 @@ def test_fetching_goes_on_where_it_was_cut_off(servers: Memory, tmp_path: Path) 
     assert (tmp_path / f"{ID}_app.sql.zst.age").read_bytes() == servers.content[f"{ID}_app.sql.zst.age"]
     fetched(servers, tmp_path)
     assert len(servers.offsets) == 2
+    assert (tmp_path / f"{ID}.manifest.json").read_bytes() == servers.content[f"{ID}.manifest.json"]
 
 
 def test_fetching_never_overwrites_and_never_keeps_something_else(servers: Memory, tmp_path: Path) -> None:

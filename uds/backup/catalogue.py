@@ -27,11 +27,12 @@ class File:
 
 @dataclass(frozen=True)
 class Backup:
-    """One run's files: those of the manifest, and what is wrong with what is really there."""
+    """One run's files: those of the manifest, and what is wrong with what is really there. `manifest` is its text."""
 
     id: str
     files: tuple[File, ...]
     problems: tuple[str, ...]
+    manifest: str = ""
 
     @property
     def begun(self) -> datetime:
@@ -98,7 +99,7 @@ def _backup(one: str, files: Mapping[str, int], manifests: Mapping[str, str]) ->
             problems.append(f"{file.name} is missing")
         elif found != file.size:
             problems.append(f"{file.name} has {found} bytes instead of {file.size}")
-    return Backup(one, described, tuple(problems))
+    return Backup(one, described, tuple(problems), text)
 
 
 def chosen(backups: Sequence[Backup], wanted: str | None) -> Backup:

@@ -64,8 +64,8 @@ def fetch(
     with Servers.of(Stack.open(stack, rehearsal=rehearsal)) as servers, _progress() as progress:
         found = chosen(stored(servers), backup)
         fetch_files(servers, found, to, progress)
-    for file in found.files:
-        out.print(str(to / file.name), markup=False, soft_wrap=True)
+    for file in (*(file.name for file in found.files), f"{found.id}.manifest.json"):
+        out.print(str(to / file), markup=False, soft_wrap=True)
 
 
 @backup_app.command("restore")

@@ -27,6 +27,7 @@ def fetch(servers: Servers, backup: Backup, folder: Path, progress: Progress) ->
                 raise OperatorError(f"{target} exists, and is something else: move it away first.")
         else:
             _copy(servers, file, target, seen)
+    (folder / f"{backup.id}.manifest.json").write_text(backup.manifest)
 
 
 def _copy(servers: Servers, file: File, target: Path, seen: Callable[[int], None]) -> None:

@@ -39,10 +39,7 @@ class Identities:
                 "and in your own safe copy of that file."
             ) from None
         if text.startswith(_ENCRYPTED):
-            try:
-                text = pyrage.passphrase.decrypt(text, passphrase())
-            except pyrage.DecryptError:
-                raise OperatorError(f"The passphrase does not open {file}.") from None
+            text = _decrypted(text, passphrase(), file)
         lines = [line.strip() for line in text.decode(errors="replace").splitlines()]
         try:
             found = [pyrage.x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#")]
@@ -75,3 +72,17 @@ class Identities:
             if error.errno is not None:
                 raise
             raise OperatorError(f"{name} is damaged or cut off: {error}.") from None
+
+
+def _decrypted(text: bytes, passphrase: str, file: Path) -> bytes:
+    # pyrage refuses what would take 16 times as long as its own files, by a guess at this machine's speed from 2 ms of
+    # it: another process at that moment, and the guess is far too low.
+    for _ in range(100):
+        try:
+            found: bytes = pyrage.passphrase.decrypt(text, passphrase)
+        except pyrage.DecryptError as error:
+            if "Excessive work" not in str(error):
+                raise OperatorError(f"The passphrase does not open {file}.") from None
+        else:
+            return found
+    raise OperatorError(f"This machine is too slow, or too busy, to open {file}.")

@@ -468,6 +468,7 @@ def main() -> NoReturn:
         answer = action(request, sys.stdin.buffer)
     except (RefusedError, SqlError) as error:
         answer = {"error": str(error)}
-    print(json.dumps(answer), flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(answer), flush=True)
     # Not by the usual way, which would wait for a thread that still waits for input.
     os._exit(0)
