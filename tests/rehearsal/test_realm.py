@@ -283,7 +283,7 @@ def test_the_cloud_firewall_is_there_before_the_first_process(realm: Realm) -> N
         assert machine.addresses()[0] == free
         assert seen == []
         realm.power.set_firewall(machine.number, CloudFirewall())
-        assert open_ports(outsider.run, free, [22]) == [22]
+        until(lambda: open_ports(outsider.run, free, [22]) == [22])
     realm.power.destroy(machine.number)
 
 
