@@ -4,6 +4,7 @@ import hashlib
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -38,7 +39,13 @@ def render(template: str, values: Mapping[str, object]) -> str:
     Raises:
         jinja2.UndefinedError: the template asks for a value that isn't given.
     """
-    return _TEMPLATES.from_string(template).render(values)
+    return _compiled(template).render(values)
+
+
+@cache
+def _compiled(template: str) -> jinja2.Template:
+    # Most are filled in for every server of the stack, and compiling takes longer than that.
+    return _TEMPLATES.from_string(template)
 
 
 def read_tree(folder: Path, values: Mapping[str, object]) -> list[ServerFile]:

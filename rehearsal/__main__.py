@@ -114,9 +114,9 @@ def _prepare(stack: str, *, with_machines: bool) -> Workspace:
     with ThreadPoolExecutor() as pool:
         tools = pool.submit(toolchain.ensure, workspace.bin, _say)
         if with_machines:
-            pool.submit(image.ensure, _image(workspace), _say).result()
+            pool.submit(image.ensure, _configured(workspace, "image", image.DEFAULT_IMAGE), _say).result()
         tools.result()
-    plugins.install(workspace.bin)
+    plugins.install(workspace.folder, _configured(workspace, "cloud"))
     return workspace
 
 
@@ -131,9 +131,9 @@ def _allow_this_host(workspace: Workspace, realm: Realm) -> None:
     workspace.set_section("ssh", {"allowedSources": [f"{realm.operator_v4}/32", f"{realm.operator_v6}/128"]})
 
 
-def _image(workspace: Workspace) -> str:
+def _configured(workspace: Workspace, key: str, default: str = "") -> str:
     config = yaml.safe_load(workspace.stack_file.read_text())["config"]
-    return str(config.get(f"{PROJECT}:image", image.DEFAULT_IMAGE))
+    return str(config.get(f"{PROJECT}:{key}", default))
 
 
 def _initialise(workspace: Workspace) -> Stack:

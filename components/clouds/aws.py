@@ -6,12 +6,38 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Network
 
 import pulumi
-from pulumi_aws import cloudwatch, ec2, iam, ssm, vpc
 
 from components.catalogue import IMAGES
 from components.clouds import Machine, Provisioned
+from components.clouds.sdk import without_the_rest
 from components.firewall import CloudRule, check_aws_limits, cloud_rules
 from components.settings import PROJECT, Settings, SettingsError
+
+with without_the_rest("pulumi_aws", *(f"pulumi_aws.{part}" for part in ("cloudwatch", "ec2", "iam", "ssm", "vpc"))):
+    from pulumi_aws.cloudwatch.log_group import LogGroup
+    from pulumi_aws.ec2._inputs import (
+        InstanceMetadataOptionsArgs,
+        InstancePrimaryNetworkInterfaceArgs,
+        InstanceRootBlockDeviceArgs,
+    )
+    from pulumi_aws.ec2.default_security_group import DefaultSecurityGroup
+    from pulumi_aws.ec2.eip import Eip
+    from pulumi_aws.ec2.flow_log import FlowLog
+    from pulumi_aws.ec2.instance import Instance
+    from pulumi_aws.ec2.internet_gateway import InternetGateway
+    from pulumi_aws.ec2.nat_gateway import NatGateway
+    from pulumi_aws.ec2.network_interface import NetworkInterface
+    from pulumi_aws.ec2.route import Route
+    from pulumi_aws.ec2.route_table import RouteTable
+    from pulumi_aws.ec2.route_table_association import RouteTableAssociation
+    from pulumi_aws.ec2.security_group import SecurityGroup
+    from pulumi_aws.ec2.subnet import Subnet
+    from pulumi_aws.ec2.vpc import Vpc
+    from pulumi_aws.iam.role import Role
+    from pulumi_aws.iam.role_policy import RolePolicy
+    from pulumi_aws.ssm.get_parameter import get_parameter_output
+    from pulumi_aws.vpc.security_group_egress_rule import SecurityGroupEgressRule
+    from pulumi_aws.vpc.security_group_ingress_rule import SecurityGroupIngressRule
 
 # Enough to look back at how an intrusion began.
 _FLOW_LOG_DAYS = 90
@@ -40,7 +66,7 @@ class Aws(pulumi.ComponentResource):
         self._stack = pulumi.get_stack()
         self._image = settings.image_id or _newest(IMAGES[settings.image].aws, settings.region, self)
 
-        self._vpc = ec2.Vpc(
+        self._vpc = Vpc(
             "aws-vpc",
             cidr_block=str(settings.network.cidr),
             assign_generated_ipv6_cidr_block=True,
@@ -49,7 +75,7 @@ class Aws(pulumi.ComponentResource):
             opts=self._child,
         )
         # A VPC is born with a group whose members reach each other. Emptied, it is no way round ours.
-        ec2.DefaultSecurityGroup(
+        DefaultSecurityGroup(
             "aws-default-security-group",
             vpc_id=self._vpc.id,
             region=self._region,
@@ -58,14 +84,14 @@ class Aws(pulumi.ComponentResource):
         )
         self._log_flows()
 
-        internet = ec2.InternetGateway(
+        internet = InternetGateway(
             "aws-internet-gateway",
             vpc_id=self._vpc.id,
             region=self._region,
             tags=self._tags("servers"),
             opts=self._child,
         )
-        self._public = ec2.Subnet(
+        self._public = Subnet(
             "aws-public-subnet",
             vpc_id=self._vpc.id,
             cidr_block=str(settings.public_subnet),
@@ -74,7 +100,7 @@ class Aws(pulumi.ComponentResource):
             tags=self._tags("public"),
             opts=self._child,
         )
-        self._private = ec2.Subnet(
+        self._private = Subnet(
             "aws-private-subnet",
             vpc_id=self._vpc.id,
             cidr_block=str(settings.private_subnet),
@@ -100,7 +126,7 @@ class Aws(pulumi.ComponentResource):
         except ValueError as error:
             # Only the operators' addresses come in any number.
             raise SettingsError(f"{PROJECT}:ssh.allowedSources: {error}") from None
-        firewall = ec2.SecurityGroup(
+        firewall = SecurityGroup(
             f"{name}-firewall",
             name=self._label(name),
             description=f"Firewall of {name}",
@@ -109,7 +135,7 @@ class Aws(pulumi.ComponentResource):
             tags=self._tags(name),
             opts=opts,
         )
-        interface = ec2.NetworkInterface(
+        interface = NetworkInterface(
             f"{name}-interface",
             subnet_id=(self._public if machine.public else self._private).id,
             private_ips=[str(machine.private_address)],
@@ -126,7 +152,7 @@ class Aws(pulumi.ComponentResource):
         ]
         address = None
         if machine.public:
-            address = ec2.Eip(
+            address = Eip(
                 f"{name}-address",
                 domain="vpc",
                 network_interface=interface.id,
@@ -135,19 +161,19 @@ class Aws(pulumi.ComponentResource):
                 opts=pulumi.ResourceOptions(parent=parent, depends_on=self._public_way_out),
             )
             before.append(address)
-        instance = ec2.Instance(
+        instance = Instance(
             f"{name}-instance",
             ami=self._image,
             instance_type=machine.size,
-            primary_network_interface=ec2.InstancePrimaryNetworkInterfaceArgs(network_interface_id=interface.id),
+            primary_network_interface=InstancePrimaryNetworkInterfaceArgs(network_interface_id=interface.id),
             # No key pair: the automation's key is in the user data, and the image's own account is not made.
             user_data_base64=pulumi.Output.secret(base64.b64encode(machine.user_data).decode()),
             # Whoever makes a program on the server fetch an address (SSRF) gets nothing without a token, and one hop
             # doesn't reach containers.
-            metadata_options=ec2.InstanceMetadataOptionsArgs(
+            metadata_options=InstanceMetadataOptionsArgs(
                 http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1
             ),
-            root_block_device=ec2.InstanceRootBlockDeviceArgs(
+            root_block_device=InstanceRootBlockDeviceArgs(
                 encrypted=True, volume_type="gp3", volume_size=_DISK, tags=self._tags(name)
             ),
             disable_api_termination=machine.protect,
@@ -167,7 +193,7 @@ class Aws(pulumi.ComponentResource):
         return Provisioned(instance, address.public_ip if address else None)
 
     def _rules(
-        self, name: str, rules: Sequence[CloudRule], firewall: ec2.SecurityGroup, opts: pulumi.ResourceOptions
+        self, name: str, rules: Sequence[CloudRule], firewall: SecurityGroup, opts: pulumi.ResourceOptions
     ) -> Iterator[pulumi.Resource]:
         """One resource for each port and source: changing one touches no other."""
         for rule in rules:
@@ -177,7 +203,7 @@ class Aws(pulumi.ComponentResource):
                 yield self._inbound(name, rule, firewall, opts, v6=source)
         # Without these nothing goes out: AWS's own rule for that is taken away from groups that Pulumi makes.
         for family, v4, v6 in (("v4", "0.0.0.0/0", None), ("v6", None, "::/0")):
-            yield vpc.SecurityGroupEgressRule(
+            yield SecurityGroupEgressRule(
                 f"{name}-out-{family}",
                 security_group_id=firewall.id,
                 ip_protocol="-1",
@@ -192,7 +218,7 @@ class Aws(pulumi.ComponentResource):
         self,
         name: str,
         rule: CloudRule,
-        firewall: ec2.SecurityGroup,
+        firewall: SecurityGroup,
         opts: pulumi.ResourceOptions,
         *,
         v4: str | None = None,
@@ -200,7 +226,7 @@ class Aws(pulumi.ComponentResource):
     ) -> pulumi.Resource:
         # Two colons would end the name in Pulumi's eyes.
         source = str(v4 or v6).replace(":", "_")
-        return vpc.SecurityGroupIngressRule(
+        return SecurityGroupIngressRule(
             f"{name}-in-{rule.label}-{source}",
             security_group_id=firewall.id,
             ip_protocol=rule.protocol,
@@ -213,10 +239,10 @@ class Aws(pulumi.ComponentResource):
             opts=opts,
         )
 
-    def _lead_out(self, internet: ec2.InternetGateway) -> list[pulumi.Resource]:
+    def _lead_out(self, internet: InternetGateway) -> list[pulumi.Resource]:
         """The public subnet's routes, in and out."""
         table = self._route_table("public")
-        v4 = ec2.Route(
+        v4 = Route(
             "aws-public-route-v4",
             route_table_id=table.id,
             destination_cidr_block="0.0.0.0/0",
@@ -224,7 +250,7 @@ class Aws(pulumi.ComponentResource):
             region=self._region,
             opts=self._child,
         )
-        v6 = ec2.Route(
+        v6 = Route(
             "aws-public-route-v6",
             route_table_id=table.id,
             destination_ipv6_cidr_block="::/0",
@@ -234,9 +260,9 @@ class Aws(pulumi.ComponentResource):
         )
         return [v4, v6, self._associated("public", table, self._public)]
 
-    def _translate(self, internet: ec2.InternetGateway) -> list[pulumi.Resource]:
+    def _translate(self, internet: InternetGateway) -> list[pulumi.Resource]:
         """The private subnet's way out, by which nobody comes in."""
-        address = ec2.Eip(
+        address = Eip(
             "aws-nat-address",
             domain="vpc",
             region=self._region,
@@ -244,7 +270,7 @@ class Aws(pulumi.ComponentResource):
             # AWS maps an address only where there is a gateway, and Pulumi can't see that.
             opts=pulumi.ResourceOptions(parent=self, depends_on=[internet]),
         )
-        gateway = ec2.NatGateway(
+        gateway = NatGateway(
             "aws-nat-gateway",
             allocation_id=address.allocation_id,
             subnet_id=self._public.id,
@@ -253,7 +279,7 @@ class Aws(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, depends_on=self._public_way_out),
         )
         table = self._route_table("private")
-        v4 = ec2.Route(
+        v4 = Route(
             "aws-private-route-v4",
             route_table_id=table.id,
             destination_cidr_block="0.0.0.0/0",
@@ -263,8 +289,8 @@ class Aws(pulumi.ComponentResource):
         )
         return [v4, self._associated("private", table, self._private)]
 
-    def _route_table(self, which: str) -> ec2.RouteTable:
-        return ec2.RouteTable(
+    def _route_table(self, which: str) -> RouteTable:
+        return RouteTable(
             f"aws-{which}-routes",
             vpc_id=self._vpc.id,
             region=self._region,
@@ -272,8 +298,8 @@ class Aws(pulumi.ComponentResource):
             opts=self._child,
         )
 
-    def _associated(self, which: str, table: ec2.RouteTable, subnet: ec2.Subnet) -> pulumi.Resource:
-        return ec2.RouteTableAssociation(
+    def _associated(self, which: str, table: RouteTable, subnet: Subnet) -> pulumi.Resource:
+        return RouteTableAssociation(
             f"aws-{which}-subnet-routes",
             route_table_id=table.id,
             subnet_id=subnet.id,
@@ -283,7 +309,7 @@ class Aws(pulumi.ComponentResource):
 
     def _log_flows(self) -> None:
         """Who talked to whom, kept where no server can change it."""
-        log = cloudwatch.LogGroup(
+        log = LogGroup(
             "aws-flow-log-group",
             name=f"/{PROJECT}/{self._stack}/flows",
             retention_in_days=_FLOW_LOG_DAYS,
@@ -291,7 +317,7 @@ class Aws(pulumi.ComponentResource):
             tags=self._tags("flows"),
             opts=self._child,
         )
-        writer = iam.Role(
+        writer = Role(
             "aws-flow-log-role",
             # Pulumi adds letters, so that it is unique in the account.
             description="Lets the VPC write its flow log",
@@ -299,7 +325,7 @@ class Aws(pulumi.ComponentResource):
             tags=self._tags("flows"),
             opts=self._child,
         )
-        iam.RolePolicy(
+        RolePolicy(
             "aws-flow-log-policy",
             role=writer.name,
             policy=log.arn.apply(
@@ -312,7 +338,7 @@ class Aws(pulumi.ComponentResource):
             ),
             opts=self._child,
         )
-        ec2.FlowLog(
+        FlowLog(
             "aws-flow-log",
             vpc_id=self._vpc.id,
             traffic_type="ALL",
@@ -334,7 +360,7 @@ class Aws(pulumi.ComponentResource):
 def _newest(parameter: str, region: str, parent: pulumi.Resource) -> pulumi.Output[str]:
     """The newest image, as its maker publishes it. Later ones change nothing: servers ignore them."""
     opts = pulumi.InvokeOutputOptions(parent=parent)
-    return ssm.get_parameter_output(name=parameter, region=region, opts=opts).insecure_value
+    return get_parameter_output(name=parameter, region=region, opts=opts).insecure_value
 
 
 def _first_64(block: str) -> str:

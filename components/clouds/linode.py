@@ -3,12 +3,24 @@
 import base64
 
 import pulumi
-import pulumi_linode as linode
 
 from components.catalogue import IMAGES
 from components.clouds import Machine, Provisioned
+from components.clouds.sdk import without_the_rest
 from components.firewall import CLOUD_INBOUND_POLICY, CLOUD_OUTBOUND_POLICY, CloudRule, check_linode_limits, cloud_rules
 from components.settings import PROJECT, Settings, SettingsError
+
+with without_the_rest("pulumi_linode"):
+    from pulumi_linode._inputs import (
+        FirewallInboundArgs,
+        InstanceInterfaceArgs,
+        InstanceInterfaceIpv4Args,
+        InstanceMetadataArgs,
+    )
+    from pulumi_linode.firewall import Firewall
+    from pulumi_linode.instance import Instance
+    from pulumi_linode.vpc import Vpc
+    from pulumi_linode.vpc_subnet import VpcSubnet
 
 
 class Linode(pulumi.ComponentResource):
@@ -30,14 +42,14 @@ class Linode(pulumi.ComponentResource):
         self._root_key = settings.deploy.public_key
         # Labels are unique in a whole account, which may hold several stacks.
         self._prefix = pulumi.get_stack()
-        vpc = linode.Vpc(
+        vpc = Vpc(
             "linode-vpc",
             label=self._prefix,
             region=self._region,
             description="Private network of the servers that hold user data",
             opts=pulumi.ResourceOptions(parent=self),
         )
-        self._subnet = linode.VpcSubnet(
+        self._subnet = VpcSubnet(
             "linode-subnet",
             vpc_id=vpc.id.apply(int),
             label="servers",
@@ -54,7 +66,7 @@ class Linode(pulumi.ComponentResource):
         except ValueError as error:
             # Only the operators' addresses come in any number.
             raise SettingsError(f"{PROJECT}:ssh.allowedSources: {error}") from None
-        firewall = linode.Firewall(
+        firewall = Firewall(
             f"{name}-firewall",
             label=self._label(name),
             inbound_policy=CLOUD_INBOUND_POLICY,
@@ -62,7 +74,7 @@ class Linode(pulumi.ComponentResource):
             inbounds=[_inbound(rule) for rule in rules],
             opts=pulumi.ResourceOptions(parent=parent),
         )
-        instance = linode.Instance(
+        instance = Instance(
             f"{name}-instance",
             label=self._label(name),
             region=self._region,
@@ -74,17 +86,15 @@ class Linode(pulumi.ComponentResource):
             # Explicit, because accounts differ in their default, and a firewall belongs to the instance only here.
             interface_generation="legacy_config",
             interfaces=[
-                linode.InstanceInterfaceArgs(purpose="public", primary=True),
-                linode.InstanceInterfaceArgs(
+                InstanceInterfaceArgs(purpose="public", primary=True),
+                InstanceInterfaceArgs(
                     purpose="vpc",
                     subnet_id=self._subnet.id.apply(int),
-                    ipv4=linode.InstanceInterfaceIpv4Args(vpc=str(machine.private_address)),
+                    ipv4=InstanceInterfaceIpv4Args(vpc=str(machine.private_address)),
                 ),
             ],
             metadatas=[
-                linode.InstanceMetadataArgs(
-                    user_data=pulumi.Output.secret(base64.b64encode(machine.user_data).decode())
-                )
+                InstanceMetadataArgs(user_data=pulumi.Output.secret(base64.b64encode(machine.user_data).decode()))
             ],
             opts=pulumi.ResourceOptions(
                 parent=parent,
@@ -99,9 +109,9 @@ class Linode(pulumi.ComponentResource):
         return f"{self._prefix}-{name}"
 
 
-def _inbound(rule: CloudRule) -> linode.FirewallInboundArgs:
+def _inbound(rule: CloudRule) -> FirewallInboundArgs:
     # An empty list of addresses is refused; none at all is not.
-    return linode.FirewallInboundArgs(
+    return FirewallInboundArgs(
         label=rule.label,
         action="ACCEPT",
         protocol=rule.protocol.upper(),

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 import grpc  # type: ignore[import-untyped] # it ships no types
 
+from rehearsal.language_host.early import EarlyPlugins
 from rehearsal.language_host.lifeline import end_with_parent
 
 # Each program and each plugin that runs holds one worker.
@@ -252,7 +253,8 @@ def _run_response(status: int) -> language_pb2.RunResponse:
 
 def main() -> None:
     """Serve until the engine interrupts this process or is gone."""
-    if not Path(os.environ.get("UDS_REHEARSAL", "/nonexistent")).is_dir():
+    workspace = Path(os.environ.get("UDS_REHEARSAL", "/nonexistent"))
+    if not workspace.is_dir():
         sys.exit(
             "pulumi-language-python (rehearsal): this language host only serves a rehearsal, "
             "and UDS_REHEARSAL does not name the directory of one"
@@ -265,6 +267,7 @@ def main() -> None:
     end_with_parent(os.getppid(), done.set)
 
     host = LanguageHost(sys.argv[-1])
+    early = EarlyPlugins(workspace, sys.argv[-1])
     server = grpc.server(
         ThreadPoolExecutor(max_workers=_WORKERS),
         options=_OPTIONS,
@@ -275,6 +278,7 @@ def main() -> None:
     print(port, flush=True)  # the engine reads the port from the first line
     done.wait()
     host.end_children()
+    early.end()
     server.stop(grace=None)
     os._exit(0)  # workers may still wait for children that were told to end
 

@@ -19,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped] # it ships no types
 import pulumi
 import pulumi.runtime
+from pulumi.runtime.proto import engine_pb2
 
 from rehearsal.language_host.lifeline import end_with_parent
 
@@ -59,6 +61,7 @@ def _run(request: dict[str, Any]) -> int:
             root_directory=request["root_directory"],
         )
     )
+    debug_messages = _send_debug_messages_in_passing()
     os.chdir(request["pwd"])
     program = request["program"]
     sys.argv = [program, *request["args"]]
@@ -86,7 +89,30 @@ def _run(request: dict[str, Any]) -> int:
     except Exception as error:
         pulumi.log.error("The program failed:\n" + _traceback_from(error, Path(program).absolute()))
         return EXIT_ERROR_SHOWN
+    finally:
+        for message in debug_messages:
+            message.exception()  # waits until it has arrived
     return 0
+
+
+def _send_debug_messages_in_passing() -> list[grpc.Future]:
+    """Have the program go on while a debug message is on its way, and return those that are.
+
+    The SDK sends several for every resource, and waits for the engine to take each: an eighth of a run that has nothing
+    to do. What people are to see still arrives before the program goes on.
+    """
+    sent: list[grpc.Future] = []
+    engine: Any = pulumi.runtime.settings.get_engine()
+    log = engine.Log
+
+    def send(message: engine_pb2.LogRequest) -> object:
+        if message.severity != engine_pb2.DEBUG:
+            return log(message)
+        sent.append(log.future(message))
+        return None
+
+    engine.Log = send
+    return sent
 
 
 def _traceback_from(error: Exception, program: Path) -> str:

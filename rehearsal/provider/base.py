@@ -79,11 +79,16 @@ class StandIn(provider.Provider):
         self._resources = resources
         self._functions = functions or {}
 
+    def load(self) -> None:
+        """Load the SDK's classes, which every run has to."""
+        for resource in self._resources.values():
+            schema.args_class(*resource.args)
+
     async def check(self, request: provider.CheckRequest) -> provider.CheckResponse:
         """Refuse what the SDK's classes or the cloud don't allow."""
         resource = self._resource(request.type)
         inputs = plain_map(request.new_inputs)
-        # Every run loads the SDK's classes anew; the engine asks for all resources at once.
+        # In a thread, since it may have to wait until the class is loaded.
         cls = await asyncio.to_thread(schema.args_class, *resource.args)
         found = list(schema.problems(cls, inputs)) or list(resource.check(inputs))
         failures = [provider.CheckFailure(path, reason) for path, reason in found]
@@ -203,7 +208,7 @@ class _Plainly(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no 
         return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
-def main(cloud: str, version: str, plugin: Callable[[Path], provider.Provider]) -> None:
+def main(cloud: str, version: str, plugin: Callable[[Path], StandIn]) -> None:
     """The plugin's process: serve until the engine ends it. Ends at once, saying why, outside a rehearsal."""
     arguments = argparse.ArgumentParser(description=f"{cloud} in a rehearsal, for Pulumi")
     arguments.add_argument("engine", help="address of the Pulumi engine")
@@ -223,7 +228,7 @@ def workspace(plugin: str) -> Path:
     return Path(value)
 
 
-def serve(engine: str, version: str, plugin: provider.Provider) -> None:
+def serve(engine: str, version: str, plugin: StandIn) -> None:
     """Answer the engine until it ends this process. Standard output carries the port and nothing else."""
 
     async def run() -> None:
@@ -233,6 +238,8 @@ def serve(engine: str, version: str, plugin: provider.Provider) -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         print(port, flush=True)
+        # A plugin that was started early has nothing to do yet.
+        await asyncio.to_thread(plugin.load)
         await server.wait_for_termination()
 
     # The engine interrupts its plugins at the end, and waits for them; nothing is left to do then.

@@ -1,10 +1,8 @@
 """Checks a resource's inputs against the SDK's own argument class: what exists, what is required, of which type."""
 
 import importlib
-import importlib.util
 import inspect
 import sys
-import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,46 +11,36 @@ from contextlib import ExitStack, contextmanager
 from pulumi import _types
 from pulumi.runtime.rpc import UNKNOWN
 
+from components.clouds.sdk import without_the_rest
 from rehearsal.provider.values import Plain
 
 Problem = tuple[str, str]
 """Where (a property path) and what is wrong; never the value, which may be secret."""
 
-_IMPORTING = threading.Lock()
-
 _NAMES: dict[object, str] = {bool: "a boolean", int: "a whole number", float: "a number", str: "a string"}
 
 
 def args_class(module: str, name: str) -> type:
-    """Import one resource's argument class without running the SDK's packages, which would load all resources (1 s)."""
+    """Import one resource's argument class without all the others of its SDK (1 s)."""
     names = module.split(".")
     packages = [".".join(names[:end]) for end in range(1, len(names))]
-    with _IMPORTING, ExitStack() as bare:
+    with without_the_rest(*packages), ExitStack() as outputs:
         for package in packages:
-            bare.enter_context(_bare(package))
+            outputs.enter_context(_no_outputs(f"{package}.outputs"))
         found: type = getattr(importlib.import_module(module), name)
     return found
 
 
 @contextmanager
-def _bare(package: str) -> Iterator[None]:
-    """Have an empty package with this name for a while, unless the real one is loaded already."""
-    if package in sys.modules:
-        yield
-        return
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.submodule_search_locations is None:
-        raise ModuleNotFoundError(package)
-    bare = types.ModuleType(package)
-    bare.__path__ = list(spec.submodule_search_locations)
-    sys.modules[package] = bare
-    # The modules of resources import it, and arguments need nothing of it.
-    sys.modules[f"{package}.outputs"] = types.ModuleType(f"{package}.outputs")
+def _no_outputs(module: str) -> Iterator[None]:
+    """The modules of resources import it, and arguments need nothing of it."""
+    outputs = sys.modules.setdefault(module, types.ModuleType(module))
     try:
         yield
     finally:
-        # A later `import` of the package is to get the real one.
-        del sys.modules[package], sys.modules[f"{package}.outputs"]
+        if not hasattr(outputs, "__file__"):
+            # A later import is to get the real one.
+            del sys.modules[module]
 
 
 def problems(cls: type, inputs: Mapping[str, Plain], path: str = "") -> Iterator[Problem]:
