@@ -47,7 +47,7 @@ REGIONS = {"linode": "eu-central", "aws": "eu-central-1"}
 
 
 def config(cloud: str, changes: Mapping[str, object] | None = None) -> Config:
-    return configuration({"cloud": cloud, "region": REGIONS[cloud], "app.count": 2, **(changes or {})})
+    return configuration({"cloud": cloud, "region": REGIONS[cloud], **(changes or {})})
 
 
 def resources(cloud: str, changes: Mapping[str, object] | None = None, *, preview: bool = False) -> list[Made]:
