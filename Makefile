@@ -37,8 +37,9 @@ bench: ## Measure what the README promises
 
 test: lint ## Lint, then every test: unit, policies, rehearsal
 	@$(RUN) python -m rehearsal prepare
-	@# A file at a time on each of two workers: the tests wait for machines more than they work, and files share nothing.
-	@$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+	@# Two workers: the tests wait for machines more than they work, and groups (see tests/rehearsal/conftest.py) share nothing.
+	@# Long ones come first, in the order of `testpaths`.
+	@$(RUN) pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 quick: lint ## Lint, then the tests that need no machine and no root: unit, policies
 	@$(RUN) pytest -n 2 --dist loadfile tests/unit tests/policies $(ARGS)

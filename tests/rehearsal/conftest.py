@@ -45,6 +45,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("stack_name", STACKS[:1] if alone else STACKS, indirect=True, scope="session")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker has a file's tests to itself, or all of those on another cloud, whose stack is then brought up once."""
+    for item in items:
+        name = (
+            item.callspec.params.get("stack_name")
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else None
+        )
+        item.add_marker(pytest.mark.xdist_group(name if name in STACKS[1:] else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def stack_name(request: pytest.FixtureRequest) -> str:
     """The name of the stack that a test runs on."""
