@@ -16,11 +16,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from passlib.hash import sha512_crypt
 from pydantic import ValidationError
-from pyrage import DecryptError, x25519
 from pyrage import passphrase as age_passphrase
+from pyrage import x25519
 
 from components.settings import DATABASE_NUMBER, NetworkSettings
 from uds import certificates
+from uds.backup.identity import Identities
 from uds.stack import OperatorError, Stack
 
 # A random password of 192 bits can't be guessed however fast its hash is, and sudo checks it at every script.
@@ -119,22 +120,15 @@ def _backup(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
         return
     file = stack.keys / "backup-identity.age"
     if file.exists():
-        identity = x25519.Identity.from_str(_identity_line(file, passphrase()))
+        recipient = Identities.load(file, passphrase).recipients[0]
     else:
         identity = x25519.Identity.generate()
+        recipient = str(identity.to_public())
         # As age-keygen writes it, encrypted as `age --passphrase` does: `age --decrypt --identity FILE` takes it.
-        text = f"# public key: {identity.to_public()}\n{identity}\n"
+        text = f"# public key: {recipient}\n{identity}\n"
         _save(file, age_passphrase.encrypt(text.encode(), passphrase()))
-    stack.set("backup.recipients[0]", str(identity.to_public()), secret=False)
+    stack.set("backup.recipients[0]", recipient, secret=False)
     yield f"the identity that opens backups, in {file}: keep a copy elsewhere"
-
-
-def _identity_line(file: Path, passphrase: str) -> str:
-    try:
-        text: str = age_passphrase.decrypt(file.read_bytes(), passphrase).decode()
-    except DecryptError:
-        raise OperatorError(f"{file} can't be opened with this passphrase.") from None
-    return next(line for line in text.splitlines() if line.startswith("AGE-SECRET-KEY-"))
 
 
 def _save(path: Path, text: bytes) -> None:

@@ -149,7 +149,7 @@ def test_the_identity_that_opens_backups_stays_with_the_operator(stack: Memory) 
     assert "identity" in what
     assert stack.values["backup"]["recipients"] == [str(identity.to_public())]
     put(stack.values, "backup.recipients", None)
-    with pytest.raises(OperatorError, match="can't be opened with this passphrase"):
+    with pytest.raises(OperatorError, match="passphrase does not open"):
         list(init.initialise(stack, lambda: "another passphrase"))
 
 

@@ -49,6 +49,11 @@ class Identities:
             raise OperatorError(f"{file} is no age identity.")
         return cls(found, file)
 
+    @property
+    def recipients(self) -> list[str]:
+        """The public keys that belong to them."""
+        return [str(identity.to_public()) for identity in self._identities]
+
     def decrypt(self, source: _Source, target: IO[bytes], name: str) -> None:
         """Write what is in an encrypted stream to `target`. Nothing is written that isn't authentic, piece by piece.
 
@@ -60,7 +65,7 @@ class Identities:
             pyrage.decrypt_io(source, target, self._identities)
         except pyrage.DecryptError as error:
             if "No matching keys" in str(error):
-                mine = ", ".join(str(identity.to_public()) for identity in self._identities)
+                mine = ", ".join(self.recipients)
                 raise OperatorError(
                     f"{name} was not encrypted for the identity in {self._file} ({mine}), or its beginning is damaged."
                 ) from None
