@@ -31,6 +31,14 @@ PASSPHRASE = "correct horse battery staple"
 PASSWORD = "Zebra-Quilt7+lantern"
 
 
+@pytest.fixture(autouse=True)
+def cheap_encryption() -> Iterator[pytest.MonkeyPatch]:
+    """age makes a passphrase cost a second to try, and much more on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(age_passphrase, "encrypt", lambda text, _passphrase: text)
+        yield patch
+
+
 @pytest.fixture
 def stack(tmp_path: Path) -> Memory:
     return Memory("test", tmp_path, tmp_path / "keys", {})
@@ -132,7 +140,10 @@ def test_a_lost_copy_is_made_again_from_the_same_key(stack: Memory) -> None:
     assert copy.public_key() == stacks.public_key()
 
 
-def test_the_identity_that_opens_backups_stays_with_the_operator(stack: Memory) -> None:
+def test_the_identity_that_opens_backups_stays_with_the_operator(
+    stack: Memory, cheap_encryption: pytest.MonkeyPatch
+) -> None:
+    cheap_encryption.undo()
     list(init.initialise(stack, passphrase))
     file = stack.keys / "backup-identity.age"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
