@@ -11,11 +11,11 @@ RUN = uv=$$(rehearsal/bootstrap.sh) && "$$uv" run --frozen --no-sync
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up preview down outputs verify bench test quick lint
+.PHONY: help up preview down outputs verify bench test test-all quick lint
 
 help: ## Show this list
 	@echo "make TARGET [STACK=local] [ARGS='arguments for pulumi']"
-	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' Makefile | expand -t 12
 
 up: ## Bring a stack up on this machine: real servers in containers, nothing to pay
 	@$(RUN) python -m rehearsal up $(STACK) -- $(ARGS)
@@ -35,11 +35,15 @@ verify: ## Check the stack's machines against the guide
 bench: ## Measure what the README promises
 	@$(RUN) python -m rehearsal bench $(STACK)
 
-test: lint ## Lint, then every test: unit, policies, rehearsal
+test: lint ## Lint, then the tests: unit, policies, rehearsal
 	@$(RUN) python -m rehearsal prepare
 	@# Two workers: the tests wait for machines more than they work, and groups (see tests/rehearsal/conftest.py) share nothing.
 	@# Long ones come first, in the order of `testpaths`.
 	@$(RUN) pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@echo "More systems, and more of the other cloud, are tested by: make test-all (an hour; for every night)"
+
+test-all: ## Lint, then every test, also those that are too long for every change
+	@$(MAKE) test ARGS="--nightly $(ARGS)"
 
 quick: lint ## Lint, then the tests that need no machine and no root: unit, policies
 	@$(RUN) pytest -n 2 --dist loadfile tests/unit tests/policies $(ARGS)

@@ -18,7 +18,11 @@ class EarlyPlugins:
         """Start each, and say in `early/` where it answers: what the engine finds on PATH takes it from there."""
         self._running: list[tuple[subprocess.Popen[bytes], threading.Thread]] = []
         for executable in sorted((workspace / "plugins").glob("pulumi-resource-*")):
-            plugin = subprocess.Popen([executable, engine_address], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            # In a group of its own: the engine interrupts the language host's, and what is still importing would end
+            # with a traceback in the user's face.
+            plugin = subprocess.Popen(
+                [executable, engine_address], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0
+            )
             mark = workspace / "early" / f"{executable.name}@{engine_address}"
             attendant = threading.Thread(target=_attend, args=(plugin, mark), daemon=True)
             attendant.start()

@@ -30,6 +30,10 @@ STACKS = ("local", "aws-local")
 """One of each cloud: every test that has a rehearsal runs on all of them, unless it is marked with `one_stack`."""
 
 
+BOTH = ("tests.rehearsal.test_aws", "tests.rehearsal.test_ports")
+"""Where clouds differ most: tested on both at every change, and the rest every night."""
+
+
 def one_stack(why: str) -> pytest.MarkDecorator:
     """For tests whose subject can't depend on the cloud, to save their time: they run on the first stack alone."""
     return pytest.mark.one_stack(why)
@@ -42,7 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack_name" in metafunc.fixturenames:
         alone = metafunc.definition.get_closest_marker("one_stack")
-        metafunc.parametrize("stack_name", STACKS[:1] if alone else STACKS, indirect=True, scope="session")
+        again = pytest.mark.nightly("a second time, on another cloud") if metafunc.module.__name__ not in BOTH else ()
+        stacks = [STACKS[0], *([] if alone else [pytest.param(name, marks=again) for name in STACKS[1:]])]
+        metafunc.parametrize("stack_name", stacks, indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -641,6 +641,7 @@ def set_application(app: Rehearsal, values: dict[str, Any]) -> None:
     app.configure("application", values)
 
 
+@pytest.mark.nightly("two more stacks, for what rarely differs")
 @pytest.mark.parametrize("image", ["debian12", "ubuntu24.04"])
 def test_other_systems_run_mend_and_take_back_the_same(fresh: Rehearsal, tmp_path: Path, image: str) -> None:
     # For its stack; the policies may refuse one that lacks a server which this test has no need of.

@@ -148,7 +148,7 @@ def test_the_database_server_is_protected_by_the_cloud_too(aws: Rehearsal, api: 
 
 
 def test_the_cloud_has_what_pulumi_thinks(aws: Rehearsal) -> None:
-    aws.make("preview", "--refresh", "--expect-no-changes")
+    aws.make("up", "--refresh", "--expect-no-changes")
 
 
 def test_what_somebody_took_away_by_hand_is_seen_and_comes_back(aws: Rehearsal, api: Api, mirror: Bystander) -> None:

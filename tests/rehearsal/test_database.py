@@ -198,7 +198,10 @@ class Database:
         return {step["urn"].rpartition("::")[2] for step in steps if step["op"] != "same"}
 
 
-@pytest.fixture(scope="module", params=IMAGES)
+@pytest.fixture(
+    scope="module",
+    params=["mariadb", pytest.param("mysql", marks=pytest.mark.nightly("the other engine, all of it once more"))],
+)
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     with pytest.MonkeyPatch.context() as patch:
         for rehearsal in new_rehearsal(tmp_path_factory.mktemp("database"), patch):

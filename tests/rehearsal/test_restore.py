@@ -554,6 +554,7 @@ def test_a_drill_fails_when_the_newest_backup_is_too_old_or_not_whole(stand: Sta
 # The other engine
 
 
+@pytest.mark.nightly("three more servers")
 def test_the_other_engine_comes_back_identical_too(tmp_path: Path) -> None:
     for stand in stands("mysql", "ubuntu24.04", tmp_path / "mysql"):
         stand.uds("restore", "--as", "copy")

@@ -34,6 +34,7 @@ def test_a_second_run_changes_nothing(up: Rehearsal) -> None:
     assert boots(up.realm()) == booted
 
 
+@one_stack("what is damaged is Linode's; that the policies see the same on AWS is in tests/policies")
 def test_the_policies_find_in_the_state_what_they_find_in_a_preview(up: Rehearsal, tmp_path: Path) -> None:
     """`pulumi policy analyze`, as of a stack that was made before anyone had policies."""
     state = json.loads(up.pulumi("stack", "export", "--show-secrets"))
