@@ -13,13 +13,15 @@ from tests.rehearsal.conftest import Rehearsal
 
 SPOOL = "/var/spool/uds-backup"
 
-# In place of the real one: what is reported can be read.
+# In place of the real one: what is reported can be read, but for what monit, which watches the same, says by itself.
 _ALERT = """
-cat > /usr/local/bin/uds-alert <<'END'
+mv /usr/local/sbin/uds-alert /usr/local/sbin/uds-alert.real
+cat > /usr/local/sbin/uds-alert <<'END'
 #!/bin/sh
+[ -z "$MONIT_DESCRIPTION" ] || exit 0
 { printf '%s\\n' "$*"; cat; } >> /root/alerts
 END
-chmod 755 /usr/local/bin/uds-alert
+chmod 755 /usr/local/sbin/uds-alert
 """
 
 
@@ -41,7 +43,7 @@ def hearing_alerts(up: Rehearsal) -> Iterator[None]:
         yield
     finally:
         for server in ("db-1", "backup-1"):
-            up.sudo(server, "rm -f /usr/local/bin/uds-alert /root/alerts")
+            up.sudo(server, "mv /usr/local/sbin/uds-alert.real /usr/local/sbin/uds-alert; rm -f /root/alerts")
 
 
 def back_up(up: Rehearsal, before: str = "", after: str = "") -> Run:
