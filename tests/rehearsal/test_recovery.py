@@ -109,6 +109,7 @@ def without_others(state: Mapping[str, list[str]], number: int) -> dict[str, lis
     }
 
 
+@pytest.mark.nightly("of the machines alone, test_realm.py shows it at every change")
 def test_everything_comes_back_when_the_host_was_rebooted(fresh: Rehearsal) -> None:
     fresh.make("up")
     realm = fresh.realm()

@@ -427,6 +427,7 @@ print("whole after", calls)
 """
 
 
+@pytest.mark.nightly("a dozen restores; at every change, one that is killed is below")
 def test_a_replacement_that_is_killed_anywhere_loses_nothing_and_goes_on(
     stand: Stand, servers: Servers, restorer: restore.Restorer
 ) -> None:
