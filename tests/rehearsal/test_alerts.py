@@ -305,7 +305,8 @@ FAULTS: dict[str, dict[str, tuple[str, str, str]]] = {
         "clock": (
             "mkdir -p /run/systemd/system/chrony.service.d; printf '[Unit]\\nConditionCapability=\\n[Service]\\n"
             "ExecStart=\\nExecStart=!/usr/sbin/chronyd -x\\n' > /run/systemd/system/chrony.service.d/test.conf; "
-            "systemctl daemon-reload; systemctl start chrony; until chronyc -n tracking > /dev/null; do sleep 0.2; done",
+            "systemctl daemon-reload; systemctl start chrony; "
+            "until chronyc -n tracking > /dev/null; do sleep 0.2; done",
             "systemctl stop chrony; rm -r /run/systemd/system/chrony.service.d; systemctl daemon-reload; "
             "systemctl start chrony",
             "the clock is not synchronised",
