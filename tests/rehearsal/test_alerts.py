@@ -352,6 +352,7 @@ FAULTS: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 
 
+@pytest.mark.nightly("every watch falls and recovers, in rounds of monit's: many minutes")
 def test_monit_reports_each_thing_that_it_watches(scene: Scene) -> None:
     watched = {
         server: set(re.findall(r"^check \S+ (\S+)", console(scene.up, server, "cat /etc/monit/conf.d/*"), re.M))
