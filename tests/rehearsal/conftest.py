@@ -30,7 +30,7 @@ STACKS = ("local", "aws-local")
 """One of each cloud: every test that has a rehearsal runs on all of them, unless it is marked with `one_stack`."""
 
 
-BOTH = ("tests.rehearsal.test_aws", "tests.rehearsal.test_ports")
+BOTH = ("test_aws", "test_ports")
 """Where clouds differ most: tested on both at every change, and the rest every night."""
 
 
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack_name" in metafunc.fixturenames:
         alone = metafunc.definition.get_closest_marker("one_stack")
-        again = pytest.mark.nightly("a second time, on another cloud") if metafunc.module.__name__ not in BOTH else ()
+        again = pytest.mark.nightly("a second time, on another cloud") if metafunc.module.__name__.rpartition(".")[2] not in BOTH else ()
         stacks = [STACKS[0], *([] if alone else [pytest.param(name, marks=again) for name in STACKS[1:]])]
         metafunc.parametrize("stack_name", stacks, indirect=True, scope="session")
 
