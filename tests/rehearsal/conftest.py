@@ -46,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack_name" in metafunc.fixturenames:
         alone = metafunc.definition.get_closest_marker("one_stack")
-        again = pytest.mark.nightly("a second time, on another cloud") if metafunc.module.__name__.rpartition(".")[2] not in BOTH else ()
+        file = metafunc.module.__name__.rpartition(".")[2]
+        again = () if file in BOTH else pytest.mark.nightly("a second time, on another cloud")
         stacks = [STACKS[0], *([] if alone else [pytest.param(name, marks=again) for name in STACKS[1:]])]
         metafunc.parametrize("stack_name", stacks, indirect=True, scope="session")
 
