@@ -168,7 +168,7 @@ def main() -> None:
     service = Service(json.load(sys.stdin), Path(os.environ["STATE_DIRECTORY"]))
     listener = socket.socket(fileno=3)
     work = [service.follow, lambda: service.listen(listener)]
-    work += [lambda channel=channel: service.deliver(channel) for channel in service.channels]  # type: ignore[misc]
+    work += [lambda channel=channel: service.deliver(channel) for channel in service.channels]  # type: ignore[misc] # mypy infers no lambda with a default
     threads = [threading.Thread(target=_or_end(one)) for one in work]
     for thread in threads:
         thread.start()

@@ -38,8 +38,9 @@ class Spool:
         self._database.executescript(_TABLES)
         with self._database:
             for table in ("waiting", "dropped"):
+                # Only question marks and a name from above go into the statement: values are given apart.
                 marks = ", ".join("?" * len(self._channels))
-                self._database.execute(f"DELETE FROM {table} WHERE channel NOT IN ({marks})", self._channels)  # noqa: S608
+                self._database.execute(f"DELETE FROM {table} WHERE channel NOT IN ({marks})", self._channels)  # noqa: S608 - see above
             self._clear()
 
     def put(self, alerts: Sequence[Alert], memory: object = None) -> None:
