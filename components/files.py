@@ -52,6 +52,8 @@ def read_tree(folder: Path, values: Mapping[str, object]) -> list[ServerFile]:
     """The files below `folder`, at the same place below `/`; those named `*.j2` are filled in with `values`."""
     files = []
     for source in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if source.parent.name == "__pycache__":  # somebody's Python ran a module there, as the tests and editors do
+            continue
         path = "/" + source.relative_to(folder).as_posix()
         content = source.read_text()
         if source.suffix == ".j2":
