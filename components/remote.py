@@ -130,14 +130,12 @@ def bundle(name: str, script: str, files: Sequence[ServerFile], data: Mapping[st
     return buffer.getvalue()
 
 
-class RemoteScript(pulumi.ComponentResource):
+class RemoteScript(remote.Command):
     """A script that is applied as root whenever it, its files or its data change.
 
-    It must be safe to run again, print what it changes, and never print a secret.
+    It must be safe to run again, print what it changes, and never print a secret. `stdout` is a secret all the same,
+    since nobody can promise for a script.
     """
-
-    output: pulumi.Output[str]
-    """What the script printed; a secret, since nobody can promise for a script."""
 
     def __init__(
         self,
@@ -151,7 +149,6 @@ class RemoteScript(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Apply `script` with `files` (installed by its `install_files`) and `data` (texts in `data/NAME`)."""
-        super().__init__("uds:remote:Script", name, None, opts)
         known = pulumi.Output.all(**data) if data else pulumi.Output.from_input({})
         archive = known.apply(lambda known: bundle(name, script, files, known))
         # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
@@ -160,7 +157,7 @@ class RemoteScript(pulumi.ComponentResource):
         stdin = pulumi.Output.all(pulumi.Output.secret(login.sudo_password), archive).apply(
             lambda both: f"{both[0]}\n{base64.encodebytes(both[1]).decode()}"
         )
-        command = remote.Command(
+        super().__init__(
             f"{name}-apply",
             connection=connection,
             create=pulumi.Output.concat(_COMMAND, " # ", digest),
@@ -169,13 +166,7 @@ class RemoteScript(pulumi.ComponentResource):
             logging=remote.Logging.NONE,
             # Would hand the last output to the next run's environment.
             add_previous_output_in_env=False,
-            # A component doesn't hand these two on to what is in it.
-            opts=pulumi.ResourceOptions(
-                parent=self,
-                additional_secret_outputs=["stdout", "stderr"],
-                deleted_with=opts.deleted_with if opts else None,
-                depends_on=opts.depends_on if opts else None,
+            opts=pulumi.ResourceOptions.merge(
+                opts, pulumi.ResourceOptions(additional_secret_outputs=["stdout", "stderr"])
             ),
         )
-        self.output = command.stdout
-        self.register_outputs({})

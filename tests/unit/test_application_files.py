@@ -285,10 +285,7 @@ def test_a_release_goes_ahead_as_a_file_of_which_the_state_has_the_hash() -> Non
     assert isinstance(apply["stdin"], Secret)
     bundle = base64.b64decode(plain(apply["stdin"]).partition("\n")[2])
     assert (Path("rehearsal/demo") / "server.py").read_bytes() not in bundle
-    (component,) = [
-        one for one in made.components if one.name == "app-1-application" and one.type == "uds:remote:Script"
-    ]
-    assert made.of("app-1")["application-release"].urn in component.dependencies
+    assert made.of("app-1")["application-release"].urn in made.of("app-1")["application-apply"].dependencies
     password = configuration()["database"]["password"]
     assert not any(password in text for resource in made.resources.values() for text in texts(resource.inputs))
 
