@@ -100,7 +100,7 @@ def user_data(
             "deploy_password_hash": deploy_password_hash,
             "deploy_user": DEPLOY_USER,
             "digest": digest(files),
-            "files": [*files, *_bootstrap_files(host_key)],
+            "files": [*files, *bootstrap_files(host_key)],
             "hostname": boot.hostname,
         },
     )
@@ -134,7 +134,8 @@ def public_line(key: ec.EllipticCurvePrivateKey) -> str:
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
-def _bootstrap_files(host_key: ec.EllipticCurvePrivateKey) -> list[ServerFile]:
+def bootstrap_files(host_key: ec.EllipticCurvePrivateKey) -> list[ServerFile]:
+    """What has sshd show this key beside the lasting one."""
     path = "/etc/ssh/bootstrap_host_key"
     private = host_key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()).decode()
     config = (

@@ -1,6 +1,7 @@
 """uds, the operator's command: `uv run uds --help`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +12,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress
 from rich.table import Table
 
+from rehearsal.workspace import rehearsed_only
 from uds import admin as admins
 from uds import alert as alerts
 from uds import apply as reapply
 from uds import cert as certs
 from uds import init as initialisation
+from uds import rotate
 from uds import ssh as remote_shell
+from uds import update as updates
 from uds.backup.command import backup_app
 from uds.certificates import KeyType
-from uds.options import PassphraseFile, Rehearsal, StackName, first_line
+from uds.options import PassphraseFile, Rehearsal, StackName, first_line, passphrase_of
 from uds.stack import OperatorError, Stack
 
 app = typer.Typer(
@@ -34,6 +38,8 @@ app.add_typer(cert_app, name="cert")
 app.add_typer(backup_app, name="backup")
 alert_app = typer.Typer(no_args_is_help=True, help="The alerts of the servers.")
 app.add_typer(alert_app, name="alert")
+rotate_app = typer.Typer(no_args_is_help=True, help="New keys and passwords in the place of those in use.")
+app.add_typer(rotate_app, name="rotate")
 # No emoji: a fingerprint may have `:AB:` in it, or a key.
 out = Console(highlight=False, emoji=False)
 
@@ -194,6 +200,58 @@ def alert_test(stack: StackName, rehearsal: Rehearsal = False) -> None:
         raise typer.Exit(1)
 
 
+@rotate_app.command("deploy-key")
+def rotate_deploy_key(stack: StackName, passphrase_file: PassphraseFile = None, rehearsal: Rehearsal = False) -> None:
+    """The automation's SSH key. Servers take both until the next `pulumi up`."""
+    opened = Stack.open(stack, rehearsal=rehearsal)
+    rotate.deploy_key(opened, _passphrase(opened, passphrase_file))
+    out.print(f"The servers take the new key. Next: {_apply_hint(stack, rehearsal)} takes the old one away.")
+
+
+@rotate_app.command("host-key")
+def rotate_host_key(
+    stack: StackName,
+    server: Annotated[str, typer.Argument(help="Name of the server, such as app-1 or db-1.")],
+    rehearsal: Rehearsal = False,
+) -> None:
+    """A server's SSH host key. Until the next `pulumi up`, nothing of this project knows the server."""
+    replaced = rotate.host_key(Stack.open(stack, rehearsal=rehearsal), server)
+    command = _apply_command(stack, rehearsal, f"--replace '{replaced}'")
+    out.print(f"{server} has another host key. Next, so that it is known: {command}", markup=False, soft_wrap=True)
+
+
+@rotate_app.command("database-password")
+def rotate_database_password(stack: StackName, rehearsal: Rehearsal = False) -> None:
+    """The passwords of the database's accounts. The application is restarted with the new one."""
+    rotate.database_password(Stack.open(stack, rehearsal=rehearsal))
+    out.print(f"Next: {_apply_hint(stack, rehearsal)} puts them on the servers.")
+
+
+@rotate_app.command("database-certificate")
+def rotate_database_certificate(
+    stack: StackName, passphrase_file: PassphraseFile = None, rehearsal: Rehearsal = False
+) -> None:
+    """The database server's certificate and its key, for another 397 days. Nothing is restarted."""
+    opened = Stack.open(stack, rehearsal=rehearsal)
+    rotate.database_certificate(opened, _passphrase(opened, passphrase_file))
+    out.print(f"Next: {_apply_hint(stack, rehearsal)} puts it on the server.")
+
+
+@rotate_app.command("backup-identity")
+def rotate_backup_identity(
+    stack: StackName, passphrase_file: PassphraseFile = None, rehearsal: Rehearsal = False
+) -> None:
+    """The identity that opens backups. The old one still opens what was made before."""
+    opened = Stack.open(stack, rehearsal=rehearsal)
+    recipient = rotate.backup_identity(opened, _passphrase(opened, passphrase_file))
+    out.print(f"New backups will be for {recipient}. Keep a copy of {opened.keys} elsewhere.", soft_wrap=True)
+    out.print(f"Next: {_apply_hint(stack, rehearsal)} tells the database server.")
+
+
+def _passphrase(stack: Stack, file: Path | None) -> Callable[[], str]:
+    return passphrase_of(stack, file, "Passphrase of your keys, as given to `uds init`")
+
+
 @app.command()
 def ssh(
     stack: StackName,
@@ -215,6 +273,18 @@ def apply(
 ) -> None:
     """Put right what somebody changed on a server by hand. Prints what it changes."""
     raise typer.Exit(reapply.run(Stack.open(stack, rehearsal=rehearsal), server, capability))
+
+
+@app.command()
+def update(stack: StackName, rehearsal: Rehearsal = False) -> None:
+    """Install security updates now, and reboot the servers that ask for it, one after the other."""
+    log = Console(stderr=True, highlight=False, emoji=False)
+    with log.status("") as status:
+        done = updates.update(Stack.open(stack, rehearsal=rehearsal), status.update)
+    table = Table("server", "updated", "rebooted")
+    for one in done:
+        table.add_row(one.server, escape("\n".join(one.packages)) or "nothing", "yes" if one.rebooted else "no")
+    out.print(table)
 
 
 @app.command()
@@ -254,8 +324,13 @@ def verify(
 
 
 def _apply_hint(stack: str, rehearsal: bool) -> str:
-    rehearsed = rehearsal or stack == "local" or stack.endswith("-local")
-    return f"`make up STACK={stack}`" if rehearsed else f"`pulumi up --stack {stack}`"
+    return f"`{_apply_command(stack, rehearsal)}`"
+
+
+def _apply_command(stack: str, rehearsal: bool, options: str = "") -> str:
+    if rehearsal or rehearsed_only(stack):
+        return f"make up STACK={stack}" + (f' ARGS="{options}"' if options else "")
+    return f"pulumi up --stack {stack} {options}".rstrip()
 
 
 def main() -> None:

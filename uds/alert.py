@@ -1,7 +1,6 @@
 """`uds alert test`: one alert through every channel, from every server, and what each channel answered."""
 
 import json
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,13 +39,7 @@ def test(stack: Stack) -> list[Answer]:
 
 
 def _ask(command: Sequence[str], server: str, password: str) -> list[Answer]:
-    done = subprocess.run(
-        [*command, server, "sudo -k -S -p '' -- /usr/local/sbin/uds-alert --test"],
-        input=password + "\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ssh.as_root(command, server, password, "/usr/local/sbin/uds-alert --test")
     if done.returncode:
         raise OperatorError(f"{server}: {done.stderr.strip() or 'no answer'}")
     return [Answer(server, *answer) for answer in json.loads(done.stdout)["answers"]]

@@ -2,7 +2,7 @@
 
 import functools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -27,6 +27,9 @@ from uds.stack import OperatorError, Stack
 # A random password of 192 bits can't be guessed however fast its hash is, and sudo checks it at every script.
 _ROUNDS = 5000
 
+BACKUP_IDENTITY = "backup-identity.age"
+"""In the operator's key folder."""
+
 
 def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]:
     """Make what the stack doesn't have yet, and say what was made. What is there stays as it is.
@@ -41,7 +44,8 @@ def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]
     if ("privateKey" in deploy) != ("publicKey" in deploy):
         raise OperatorError("deploy.publicKey and deploy.privateKey belong together: one of them is missing.")
     if "privateKey" not in deploy:
-        deploy["privateKey"] = _make_key(stack, "deploy")
+        deploy["privateKey"] = new_key()
+        set_key(stack, "deploy", deploy["privateKey"])
         yield "deploy key"
     if "sudoPassword" not in deploy or "sudoPasswordHash" not in deploy:
         password = secrets.token_urlsafe(24)
@@ -53,24 +57,51 @@ def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]
         yield "seed of the first host keys"
     # Asked once at most.
     passphrase = functools.cache(ask_passphrase)
-    backup = stack.keys / "deploy"
-    if not backup.exists():
-        private_key = load_ssh_private_key(deploy["privateKey"].encode(), password=None)
-        encryption = BestAvailableEncryption(passphrase().encode())
-        _save(backup, private_key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, encryption))
-        yield f"encrypted copy of the deploy key in {backup}"
+    if not (stack.keys / "deploy").exists():
+        copy = keep_copy(stack, deploy["privateKey"], passphrase())
+        yield f"encrypted copy of the deploy key in {copy}"
     yield from _database(stack, passphrase)
     yield from _backup(stack, passphrase)
 
 
-def _make_key(stack: Stack, section: str) -> str:
-    """Make an SSH key for a section of the configuration, and return its private half."""
+def new_key() -> str:
+    """An SSH key, its private half."""
     key = ed25519.Ed25519PrivateKey.generate()
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
-    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    stack.set(f"{section}.privateKey", private, secret=True)
-    stack.set(f"{section}.publicKey", f"{public} {section}@{stack.name}", secret=False)
-    return private
+    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
+
+
+def public_line(private_key: str, comment: str) -> str:
+    """The public half, as one line."""
+    # Pulumi drops the last line end of a value, and it is part of the format.
+    key = load_ssh_private_key((private_key.rstrip("\n") + "\n").encode(), password=None)
+    return f"{key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()} {comment}"
+
+
+def set_key(stack: Stack, section: str, private_key: str) -> None:
+    """Write both halves of an SSH key into a section of the configuration."""
+    stack.set(f"{section}.privateKey", private_key, secret=True)
+    stack.set(f"{section}.publicKey", public_line(private_key, f"{section}@{stack.name}"), secret=False)
+
+
+def check_passphrase(stack: Stack, passphrase: str) -> None:
+    """See that it is the one of the operator's copy of the deploy key.
+
+    Raises:
+        OperatorError: it isn't.
+    """
+    copy = stack.keys / "deploy"
+    try:
+        load_ssh_private_key(copy.read_bytes(), passphrase.encode())
+    except ValueError:
+        raise OperatorError(f"The passphrase does not open {copy}.") from None
+
+
+def keep_copy(stack: Stack, deploy_key: str, passphrase: str) -> Path:
+    """Write the operator's own copy of the deploy key, encrypted; returns its path."""
+    key = load_ssh_private_key((deploy_key.rstrip("\n") + "\n").encode(), password=None)
+    copy = stack.keys / "deploy"
+    _save(copy, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, BestAvailableEncryption(passphrase.encode())))
+    return copy
 
 
 def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
@@ -83,6 +114,16 @@ def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
         yield "the migration user's database password"
     if "certificate" in database and "privateKey" in database:
         return
+    yield from certify_database(stack, passphrase)
+
+
+def certify_database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
+    """Make a key and a certificate for the database server, and say so; the authority too, if there is none.
+
+    Raises:
+        OperatorError: the authority's key isn't here.
+    """
+    database = stack.section("database")
     try:
         address = NetworkSettings.model_validate(stack.section("network")).address(DATABASE_NUMBER)
     except ValidationError:
@@ -114,21 +155,28 @@ def _backup(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
     if backup.get("server") in (False, "false"):
         return
     if "privateKey" not in backup or "publicKey" not in backup:
-        _make_key(stack, "backup")
+        set_key(stack, "backup", new_key())
         yield "the key with which the database server adds backups"
     if backup.get("recipients"):
         return
-    file = stack.keys / "backup-identity.age"
+    file = stack.keys / BACKUP_IDENTITY
     if file.exists():
         recipient = Identities.load(file, passphrase).recipients[0]
     else:
         identity = x25519.Identity.generate()
         recipient = str(identity.to_public())
-        # As age-keygen writes it, encrypted as `age --passphrase` does: `age --decrypt --identity FILE` takes it.
-        text = f"# public key: {recipient}\n{identity}\n"
-        _save(file, age_passphrase.encrypt(text.encode(), passphrase()))
+        save_identities(file, [identity], passphrase())
     stack.set("backup.recipients[0]", recipient, secret=False)
     yield f"the identity that opens backups, in {file}: keep a copy elsewhere"
+
+
+def save_identities(file: Path, identities: Sequence[x25519.Identity], passphrase: str) -> None:
+    """Write what opens backups, the newest first.
+
+    As age-keygen writes it, encrypted as `age --passphrase` does: `age --decrypt --identity FILE` takes it.
+    """
+    text = "".join(f"# public key: {identity.to_public()}\n{identity}\n" for identity in identities)
+    _save(file, age_passphrase.encrypt(text.encode(), passphrase))
 
 
 def _save(path: Path, text: bytes) -> None:

@@ -1,9 +1,12 @@
 """What the operator's commands have in common."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from uds.stack import Stack
 
 StackName = Annotated[str, typer.Argument(metavar="STACK", help="Name of the stack, such as local or linode.")]
 Rehearsal = Annotated[
@@ -17,3 +20,11 @@ PassphraseFile = Annotated[
 def first_line(file: Path) -> str:
     """The passphrase in a file."""
     return file.read_text().partition("\n")[0]
+
+
+def passphrase_of(stack: Stack, file: Path | None, prompt: str) -> Callable[[], str]:
+    """The way to the passphrase of the operator's keys: the file, a rehearsal's own, or a question."""
+    known = file or stack.passphrase_file
+    if known is None:
+        return lambda: str(typer.prompt(prompt, hide_input=True))
+    return lambda: first_line(known)

@@ -69,6 +69,16 @@ def agent(private_key: str, folder: Path) -> Iterator[Path]:
         process.wait()
 
 
+def check_server(outputs: Mapping[str, Any], server: str) -> None:
+    """See that the stack has a server of this name.
+
+    Raises:
+        OperatorError: it has none; with those that it has.
+    """
+    if server not in outputs["servers"]:
+        raise OperatorError(f"There is no server {server}. Servers: {', '.join(sorted(outputs['servers']))}.")
+
+
 @contextmanager
 def opened(stack: Stack, outputs: Mapping[str, Any]) -> Iterator[list[str]]:
     """The beginning of an ssh command line, to which a server's name is added; as the automation's account.
@@ -91,8 +101,7 @@ def connected(stack: Stack, server: str) -> Iterator[list[str]]:
         OperatorError: no such server, or no ssh on this machine.
     """
     outputs = stack.outputs()
-    if server not in outputs["servers"]:
-        raise OperatorError(f"There is no server {server}. Servers: {', '.join(sorted(outputs['servers']))}.")
+    check_server(outputs, server)
     with opened(stack, outputs) as ssh:
         yield [*ssh, server]
 
@@ -125,6 +134,19 @@ def pipe(stack: Stack, server: str, command: str, stdin: str) -> int:
     """
     with connected(stack, server) as ssh:
         return subprocess.run([*ssh, command], input=stdin.encode(), check=False).returncode
+
+
+def as_root(
+    opened: Sequence[str], server: str, password: str, command: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell on `server` as root, with `stdin` as its input, by a connection of `opened`."""
+    return subprocess.run(
+        [*opened, server, f"sudo -k -S -p '' -- sh -c {shlex.quote(command)}"],
+        input=f"{password}\n{stdin}",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def _run_as_root(ssh: Sequence[str], password: str) -> int:

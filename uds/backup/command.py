@@ -19,7 +19,8 @@ from uds.backup.identity import Identities
 from uds.backup.restore import Restorer, name, other_counts, stored, waiting
 from uds.backup.restore import drill as run_drill
 from uds.backup.servers import DATABASE, Servers
-from uds.options import PassphraseFile, Rehearsal, StackName, first_line
+from uds.init import BACKUP_IDENTITY
+from uds.options import PassphraseFile, Rehearsal, StackName, passphrase_of
 from uds.stack import OperatorError, Stack
 
 backup_app = typer.Typer(no_args_is_help=True, help="The backups of the database server: made, listed, restored.")
@@ -159,12 +160,8 @@ def drill(
 
 
 def _identities(stack: Stack, file: Path | None, passphrase_file: Path | None) -> Identities:
-    def passphrase() -> str:
-        known = passphrase_file or stack.passphrase_file
-        text: str = first_line(known) if known else typer.prompt("Passphrase of the backup identity", hide_input=True)
-        return text
-
-    return Identities.load(file or stack.keys / "backup-identity.age", passphrase)
+    passphrase = passphrase_of(stack, passphrase_file, "Passphrase of the backup identity")
+    return Identities.load(file or stack.keys / BACKUP_IDENTITY, passphrase)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Identities:
 
     def __init__(self, identities: Sequence[pyrage.x25519.Identity], file: Path) -> None:
         """Use `load`."""
-        self._identities = identities
+        self.identities = identities
         self._file = file
 
     @classmethod
@@ -52,7 +52,7 @@ class Identities:
     @property
     def recipients(self) -> list[str]:
         """The public keys that belong to them."""
-        return [str(identity.to_public()) for identity in self._identities]
+        return [str(identity.to_public()) for identity in self.identities]
 
     def decrypt(self, source: _Source, target: IO[bytes], name: str) -> None:
         """Write what is in an encrypted stream to `target`. Nothing is written that isn't authentic, piece by piece.
@@ -62,7 +62,7 @@ class Identities:
             BrokenPipeError: the target takes no more.
         """
         try:
-            pyrage.decrypt_io(source, target, self._identities)
+            pyrage.decrypt_io(source, target, self.identities)
         except pyrage.DecryptError as error:
             if "No matching keys" in str(error):
                 mine = ", ".join(self.recipients)
