@@ -1,0 +1,52 @@
+"""A server is lost with all that was on it, and docs/recovery.md brings everything back."""
+
+import pytest
+
+from tests.rehearsal.conftest import Rehearsal, one_stack
+
+pytestmark = [
+    one_stack("a server that is gone is the same to Pulumi on any cloud"),
+    pytest.mark.nightly("three servers, two of which are made twice"),
+]
+
+FILL = """
+CREATE TABLE people (id INT PRIMARY KEY, name VARCHAR(40)) CHARACTER SET utf8mb4;
+INSERT INTO people VALUES (1, 'Zoë'), (2, '🦊');
+"""
+
+
+def lose(up: Rehearsal, server: str) -> None:
+    """As the provider would: the machine and its disk are gone, and nobody told Pulumi."""
+    up.realm().power.destroy(up.machine(server).number)
+    up.pulumi("refresh", "--yes", "--skip-preview")
+
+
+def database(up: Rehearsal, statement: str) -> str:
+    name = up.outputs()["database"]["name"]
+    return up.sudo("db-1", f"mariadb {name} <<'END'\n{statement}\nEND").stdout
+
+
+def test_the_database_comes_back_with_its_data_and_the_application_with_it(up_with_backups: Rehearsal) -> None:
+    up = up_with_backups
+    database(up, FILL)
+    before = database(up, "CHECKSUM TABLE people EXTENDED;")
+    up.uds("backup", "now", up.name)
+    lose(up, "db-1")
+    up.make("up")
+    up.forget_host_keys()
+    assert database(up, "SHOW TABLES LIKE 'people';") == ""
+    up.uds("backup", "restore", up.name, "--replace")
+    assert database(up, "CHECKSUM TABLE people EXTENDED;") == before
+    up.uds("backup", "drill", up.name)
+    up.uds("verify", up.name)
+    up.make("up", "--expect-no-changes")
+
+
+def test_a_new_backup_server_takes_backups_at_once(up_with_backups: Rehearsal) -> None:
+    up = up_with_backups
+    lose(up, "backup-1")
+    up.make("up")
+    up.forget_host_keys()
+    up.uds("backup", "now", up.name)
+    up.uds("backup", "drill", up.name)
+    up.make("up", "--expect-no-changes")
