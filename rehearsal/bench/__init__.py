@@ -1,51 +1,72 @@
-"""`make bench`: what the README promises, measured on this machine in a rehearsal of its own."""
+"""`make bench`: what the README promises, measured on this machine in rehearsals of its own."""
 
 import os
 import sys
 import tempfile
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.table import Table
 
 from rehearsal.bench import alerts, backups, release, runs
 from rehearsal.bench.clock import run, seconds
+from rehearsal.bench.figures import Figure, Groups, page, table
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
 from uds.stack import Stack
 
+PAGE = PROJECT_FOLDER / "docs" / "benchmarks.md"
+
 
 def measure(stack: str, out: Console) -> None:
-    """Time the first `up`, runs with nothing to do, the policies, a release switch, alerts, backups and restores."""
+    """Measure everything, print it, and write it into the documents."""
+    groups: dict[str, list[Figure]] = {}
+    with _rehearsal(stack, backups=False) as drive:
+        # Once before: images, tools and caches are there afterwards, as for everyone but the very first time.
+        drive("up")
+        drive("down")
+        _prepare(stack, backups=False)
+        groups["Two servers"] = [Figure("`make up`, from nothing to ready", seconds(lambda: drive("up")), "s", "45 s")]
+        groups["Two servers"] += runs.nothing_to_do(Workspace(stack))
+    with _rehearsal(stack, backups=True) as drive:
+        workspace, opened = Workspace(stack), Stack.open(stack, rehearsal=True)
+        groups["Three servers"] = [
+            Figure("`make up`, from nothing to ready", seconds(lambda: drive("up")), "s", "75 s"),
+            *runs.nothing_to_do(workspace),
+            *runs.previews(workspace),
+            *release.switch(opened),
+        ]
+        groups["Backups"] = [*backups.stream(opened), *backups.restore(opened)]
+        groups["Alerts"] = alerts.latency(opened, lambda: drive("up"))
+    with _rehearsal(stack, backups=True) as drive:
+        drive("preview")
+        grown = runs.growth(Workspace(stack))
+    groups["Growth"] = [figure for figures in grown.values() for figure in figures]
+    _tell(groups, {count: figures[0].value for count, figures in grown.items()}, out)
+
+
+@contextmanager
+def _rehearsal(stack: str, *, backups: bool) -> Iterator[Callable[[str], None]]:
+    """A rehearsal apart from the user's own, and what drives it; gone afterwards."""
+
+    def drive(verb: str) -> None:
+        run([sys.executable, "-m", "rehearsal", verb, stack], PROJECT_FOLDER, os.environ)
+
     with tempfile.TemporaryDirectory() as name:
-        # Read by `Workspace`, here and in the driver: nothing of the user's own rehearsal is touched.
+        # Read by `Workspace`, here and in the driver.
         os.environ["UDS_REHEARSALS"] = name
-
-        def drive(verb: str) -> None:
-            run([sys.executable, "-m", "rehearsal", verb, stack], PROJECT_FOLDER, os.environ)
-
+        _prepare(stack, backups=backups)
         try:
-            # Once before: images, tools and caches are there afterwards, as for everyone but the very first time.
-            drive("up")
-            drive("down")
-            first = seconds(lambda: drive("up"))
-            ours, empty = runs.nothing_to_do(Workspace(stack))
-            alone, judged = runs.previews(Workspace(stack))
-            opened = Stack.open(stack, rehearsal=True)
-            away = release.switch(opened, Path(name))
-            tables = [backups.stream(opened), backups.restore(opened)]
-            alert = alerts.latency(opened, Path(name), lambda: drive("up"))
+            yield drive
         finally:
             drive("down")
-    table = Table("what", "seconds")
-    table.add_row(f"make up STACK={stack}, from nothing to ready", f"{first:.1f}")
-    table.add_row(f"pulumi up, nothing to do (median of {runs.RUNS})", f"{ours:.2f}")
-    table.add_row(f"pulumi up of an empty program, same configuration (median of {runs.RUNS})", f"{empty:.2f}")
-    table.add_row("ratio", f"{ours / empty:.2f}")
-    table.add_row(f"pulumi preview (median of {runs.RUNS})", f"{alone:.2f}")
-    table.add_row(f"pulumi preview with the policies (median of {runs.RUNS})", f"{judged:.2f}")
-    table.add_row("ratio", f"{judged / alone:.2f}")
-    if away is not None:
-        table.add_row(f"release switch: nobody answers on 443 (longest of {release.SWITCHES})", f"{away:.2f}")
-    table.add_row(f"login to alert, from the start of the connection (median of {alerts.LOGINS})", f"{alert:.2f}")
-    for one in (table, *filter(None, tables)):
-        out.print(one)
+
+
+def _prepare(stack: str, *, backups: bool) -> None:
+    Workspace(stack).prepare()
+    Workspace(stack).set_section("backup", {"server": backups})
+
+
+def _tell(groups: Groups, growth: dict[int, float], out: Console) -> None:
+    out.print(table(groups))
+    PAGE.write_text(page(groups, growth))
+    out.print(f"Written into {PAGE.relative_to(PROJECT_FOLDER)}.")

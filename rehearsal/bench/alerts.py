@@ -3,11 +3,13 @@
 import os
 import secrets
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from rehearsal.bench.clock import run
+from rehearsal.bench.figures import Figure
 from rehearsal.realm import Realm
 from rehearsal.sinks import Sinks
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
@@ -18,14 +20,14 @@ LOGINS = 20
 PERSON = "bench"
 
 
-def latency(stack: Stack, temporary: Path, up: Callable[[], None]) -> float:
-    """Seconds from the moment that somebody calls sshd until the alert of their login is in the mail server."""
+def latency(stack: Stack, up: Callable[[], None]) -> list[Figure]:
+    """From the moment that somebody calls sshd until the alert of their login is in the mail server."""
     workspace = Workspace(stack.name)
     realm = Realm.open(workspace.folder)
-    key = temporary / "key"
-    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], PROJECT_FOLDER, os.environ)
-    admin.add(stack, PERSON, [key.with_suffix(".pub").read_text()], secrets.token_urlsafe(12) + "aA1!")
-    with Sinks(realm.operator_v4) as sinks:
+    with tempfile.TemporaryDirectory() as name, Sinks(realm.operator_v4) as sinks:
+        key = Path(name) / "key"
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], PROJECT_FOLDER, os.environ)
+        admin.add(stack, PERSON, [key.with_suffix(".pub").read_text()], secrets.token_urlsafe(12) + "aA1!")
         workspace.set_section("alerts", sinks.settings())
         up()
         # By key alone: a code works once in half a minute.
@@ -33,7 +35,7 @@ def latency(stack: Stack, temporary: Path, up: Callable[[], None]) -> float:
         write = "cat > /etc/ssh/sshd_config.d/00-bench.conf && systemctl restart ssh"
         realm.power.exec(realm.machine(f"{stack.name}-app-1").number, ["sh", "-c", write], stdin=rule)
         options = (f"User {PERSON}", f"IdentityFile {key}", "IdentitiesOnly yes", "IdentityAgent none")
-        config = ssh.write_config(temporary, stack.outputs(), *options)
+        config = ssh.write_config(Path(name), stack.outputs(), *options)
         took = []
         for number in range(LOGINS):
             begun = time.monotonic()
@@ -43,4 +45,4 @@ def latency(stack: Stack, temporary: Path, up: Callable[[], None]) -> float:
                     raise OperatorError(f"{stack.name}: no alert came of a login")
                 time.sleep(0.01)
             took.append(told[number].moment - begun)
-    return statistics.median(took)
+    return [Figure(f"login to mail (median of {LOGINS})", statistics.median(took), "s", "0.5 s")]
