@@ -526,11 +526,7 @@ def test_a_new_password_changes_only_what_it_must_and_nothing_restarts(database:
 
 def test_a_renewed_certificate_is_served_without_a_restart(database: Database) -> None:
     start, old = database.start(), fingerprint(database)
-    stack = database.rehearsal.stack()
-    stack.remove("database.certificate")
-    stack.remove("database.privateKey")
-    # Makes a new one, of the same authority.
-    database.rehearsal.make("preview")
+    database.rehearsal.uds("rotate", "database-certificate", database.rehearsal.name)
     database.forget()
     assert database.previewed() == {"db-1-mysql-apply"}
     database.up()
