@@ -1,9 +1,13 @@
 """Day-2 work on live servers: keys change and nobody is locked out; updates take one server at a time."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
-from tests.rehearsal.conftest import Rehearsal, one_stack
+import pytest
+
+from tests.rehearsal.conftest import ROOT, Rehearsal, one_stack
 from tests.rehearsal.support import boots
 from uds.ssh import agent, write_config
 
@@ -67,3 +71,25 @@ def test_updates_reboot_the_servers_that_ask_for_it_one_after_the_other(up: Rehe
     # Nothing is left to do, and what the first reboot asked for is done.
     assert up.sudo("db-1", "unattended-upgrade --dry-run --verbose").stdout.count("No packages found") == 1
     up.make("up", "--expect-no-changes")
+
+
+@pytest.mark.nightly("three more servers")
+@pytest.mark.parametrize("stack", ["linode", "aws"])
+def test_a_production_stack_is_rehearsed_verified_and_removed(tmp_path: Path, stack: str) -> None:
+    page = tmp_path / "report.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "uds", "rehearse", stack, "--html", page],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checks passed, on app-1, backup-1, db-1." in " ".join(done.stdout.split())
+    assert "<svg" in page.read_text()
+    assert list(tmp_path.iterdir()) == [page]
+    labels = subprocess.run(
+        ["podman", "ps", "--all", "--format", "{{.Labels}}"], capture_output=True, text=True, check=True
+    )
+    assert str(tmp_path) not in labels.stdout
