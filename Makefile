@@ -37,9 +37,9 @@ bench: ## Measure what the README promises
 
 test: lint ## Lint, then the tests: unit, policies, rehearsal
 	@$(RUN) python -m rehearsal prepare
-	@# Two workers: the tests wait for machines more than they work, and groups (see tests/rehearsal/conftest.py) share nothing.
+	@# Two workers: the tests wait for machines more than they work. What a worker gets, tests/rehearsal/conftest.py says.
 	@# Long ones come first, in the order of `testpaths`.
-	@$(RUN) pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@echo "More systems, and more of the other cloud, are tested by: make test-all (an hour; for every night)"
 
 test-all: ## Lint, then every test, also those that are too long for every change

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from xdist.remote import Producer  # type: ignore[import-untyped] # it ships no types
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped] # as above
 
 from components.settings import PROJECT
 from rehearsal.machines import Machine
@@ -52,16 +54,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("stack_name", stacks, indirect=True, scope="session")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _ByFileOrCloud(LoadFileScheduling):  # type: ignore[misc] # as above
     """A worker has a file's tests to itself, or all of those on another cloud, whose stack is then brought up once."""
-    for item in items:
-        name = (
-            item.callspec.params.get("stack_name")
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else None
-        )
-        item.add_marker(pytest.mark.xdist_group(name if name in STACKS[1:] else item.path.name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((name for name in STACKS[1:] if name in nodeid), super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    return _ByFileOrCloud(config, log)
 
 
 @pytest.fixture(scope="session")

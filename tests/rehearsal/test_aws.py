@@ -39,9 +39,9 @@ serve(AF_INET)
 """
 
 
-@pytest.fixture(scope="module")
-def aws(rehearsals: Callable[[str], Rehearsal]) -> Rehearsal:
-    return rehearsals("aws-local")
+@pytest.fixture(scope="module", params=["aws-local"])
+def aws(rehearsals: Callable[[str], Rehearsal], request: pytest.FixtureRequest) -> Rehearsal:
+    return rehearsals(request.param)
 
 
 @pytest.fixture(scope="module")
