@@ -7,7 +7,7 @@ from components import settings as configuration
 from components.app_server import AppServer
 from components.backup_server import BackupServer
 from components.cloud_init import UserDataError
-from components.clouds import cloud_for
+from components.clouds import bucket_for, cloud_for
 from components.db_server import DbServer
 from components.server import Server
 from components.settings import DEPLOY_USER, SettingsError
@@ -31,7 +31,8 @@ def build() -> None:
         for name in settings.app_addresses
     )
     store = BackupServer("backup-1", settings, cloud, bastion) if settings.backup.server else None
-    database = DbServer("db-1", settings, cloud, bastion, store).server
+    bucket = bucket_for(settings)
+    database = DbServer("db-1", settings, cloud, bastion, store=store, bucket=bucket).server
 
     servers = {"app": [bastion, *others], "db": [database], "backup": [store.server] if store else []}
     pulumi.export("servers", {server.name: _facts(role, server) for role, group in servers.items() for server in group})
@@ -45,6 +46,8 @@ def build() -> None:
             "user": settings.database.user,
         },
     )
+    if bucket:
+        pulumi.export("backupBucket", {"name": bucket.name, "region": bucket.region})
 
 
 def _facts(role: str, server: Server) -> dict[str, pulumi.Input[str]]:

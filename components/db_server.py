@@ -8,7 +8,7 @@ from components import backup, monit, mysql
 from components.accounts import Accounts
 from components.backup import Backup
 from components.backup_server import BackupServer
-from components.clouds import Cloud
+from components.clouds import Bucket, Cloud
 from components.firewall import Firewall, Rule
 from components.mysql import MySql
 from components.server import Server, ServerArgs
@@ -38,11 +38,12 @@ class DbServer(pulumi.ComponentResource):
         settings: Settings,
         cloud: Cloud,
         bastion: Server,
-        store: BackupServer | None,
         *,
+        store: BackupServer | None,
+        bucket: Bucket | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """Build the server `name`, reached through `bastion`; its backups go to `store`."""
+        """Build the server `name`, reached through `bastion`; its backups go to `store` and to `bucket`."""
         super().__init__("uds:server:DbServer", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         deploy_sources = [f"{bastion.private_address}/32"]
@@ -55,12 +56,14 @@ class DbServer(pulumi.ComponentResource):
                 packages=[
                     *mysql.PACKAGES,
                     *monit.PACKAGES,
-                    *(backup.PACKAGES if store else ()),
+                    *(backup.PACKAGES if settings.backup.are_made else ()),
+                    *(backup.BUCKET_PACKAGES if bucket else ()),
                     *settings.database.packages,
                 ],
                 deploy_sources=deploy_sources,
                 bastion=bastion,
                 protect=True,
+                adds_to=bucket,
             ),
             settings,
             cloud,
@@ -69,8 +72,17 @@ class DbServer(pulumi.ComponentResource):
         Accounts(f"{name}-accounts", settings, self.server, opts=child)
         database = MySql(f"{name}-mysql", settings, self.server, opts=child)
         watches = {"database": mysql.watch()}
-        if store:
-            Backup(f"{name}-backup", settings, self.server, store.server, after=[database, store.ready], opts=child)
+        if settings.backup.are_made:
+            places = [*([store.ready] if store else []), *(bucket.ready if bucket else [])]
+            Backup(
+                f"{name}-backup",
+                settings,
+                self.server,
+                store.server if store else None,
+                bucket,
+                after=[database, *places],
+                opts=child,
+            )
             watches["backup"] = backup.watch()
         monit.Monit(f"{name}-monit", settings, self.server, {DEPLOY_USER: deploy_sources}, watches, opts=child)
         self.register_outputs({})

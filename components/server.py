@@ -9,7 +9,7 @@ import pulumi
 from pulumi_command import remote
 
 from components import cloud_init
-from components.clouds import Cloud, Machine
+from components.clouds import Bucket, Cloud, Machine
 from components.files import ServerFile, digest
 from components.firewall import Firewall
 from components.remote import Login, RemoteScript, connection, wait_for_ssh
@@ -25,7 +25,7 @@ class ServerArgs:
 
     `private_address` is fixed, so that firewalls are known before anything exists. `deploy_sources` are the addresses
     (CIDR) from which the automation logs in. A server with a `bastion` is reached through it only; `jump_targets` are
-    the private servers (`address:port`) that are reached through this one.
+    the private servers (`address:port`) that are reached through this one. `adds_to` is a bucket that it may add to.
     """
 
     private_address: IPv4Address
@@ -36,6 +36,7 @@ class ServerArgs:
     jump_targets: Sequence[str] = ()
     bastion: "Server | None" = None
     protect: bool = False
+    adds_to: Bucket | None = None
 
 
 class Server(pulumi.ComponentResource):
@@ -91,6 +92,7 @@ class Server(pulumi.ComponentResource):
                 ),
                 public=args.bastion is None,
                 protect=args.protect,
+                adds_to=args.adds_to,
             ),
             parent=self,
         )

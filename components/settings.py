@@ -204,14 +204,18 @@ class ApplicationSettings(_Section):
 
 
 class BackupSettings(_Section):
-    """The nightly backups, and the server that keeps them. Without `server` there are no backups.
+    """The nightly backups, and where they are kept: on a `server`, in a `bucket`, or both. Without any there are none.
 
     `recipients` are age's public keys: each of them opens every backup made while it is here. `databases` are saved
     beside the application's, `paths` (files and folders of the database server) in an archive. `uds init` makes the
-    first recipient, whose identity stays with the operator, and the key with which the database server adds backups.
+    first recipient, whose identity stays with the operator, and the key with which the database server adds backups to
+    the backup server. In the bucket nobody can change or delete a backup for `bucket_days`; then it goes.
     """
 
     server: bool = True
+    bucket: bool = False
+    # Not fewer than the guide keeps; more than ten years would be a mistake that can't be taken back.
+    bucket_days: Annotated[Whole, Field(ge=7, le=3650)] = 35
     size: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] | None = None
     recipients: tuple[Recipient, ...] = ()
     databases: tuple[DatabaseName, ...] = ()
@@ -229,14 +233,23 @@ class BackupSettings(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if not self.server:
-            return self
-        if self.public_key is None or self.private_key is None or not self.recipients:
-            made = {"publicKey": self.public_key, "privateKey": self.private_key, "recipients": self.recipients}
-            missing = next(name for name, value in made.items() if not value)
-            raise ValueError(f"{missing} is missing; run `uds init`, or set backup.server to false to have no backups")
-        one_pair(self.public_key, self.private_key)
+        needed: dict[str, object] = {}
+        if self.server:
+            needed |= {"publicKey": self.public_key, "privateKey": self.private_key}
+        if self.are_made:
+            needed["recipients"] = self.recipients
+        for name, value in needed.items():
+            if not value:
+                off = " and ".join(f"backup.{key}" for key in ("server", "bucket") if getattr(self, key))
+                raise ValueError(f"{name} is missing; run `uds init`, or set {off} to false to have no backups")
+        if self.server and self.public_key and self.private_key:
+            one_pair(self.public_key, self.private_key)
         return self
+
+    @property
+    def are_made(self) -> bool:
+        """Whether there is anywhere to keep them."""
+        return self.server or self.bucket
 
 
 class DeploySettings(_Section):
@@ -374,8 +387,14 @@ class Settings(_Section):
 
     @field_validator("backup")
     @classmethod
-    def _other_databases(cls, backup: BackupSettings, info: ValidationInfo) -> BackupSettings:
-        database = info.data.get("database")
+    def _of_this_stack(cls, backup: BackupSettings, info: ValidationInfo) -> BackupSettings:
+        cloud, database = info.data.get("cloud"), info.data.get("database")
+        if backup.bucket and cloud is CloudName.LINODE:
+            # Its keys are for reading and writing, or for reading: whoever breaks in could delete every backup.
+            raise ValueError(
+                "bucket: true is for stacks on aws; allowed on linode is false, since its object storage has no keys "
+                "that only add"
+            )
         if database and database.name in backup.databases:
             raise ValueError(
                 f"databases: {database.name} is saved as the application's; allowed are other databases of the server"

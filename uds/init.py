@@ -152,9 +152,10 @@ def certify_database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[st
 def _backup(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
     """The key that adds backups is the database server's; the identity that opens them never leaves the operator."""
     backup = stack.section("backup")
-    if backup.get("server") in (False, "false"):
+    wanted = {key: backup.get(key, key == "server") not in (False, "false") for key in ("server", "bucket")}
+    if not any(wanted.values()):
         return
-    if "privateKey" not in backup or "publicKey" not in backup:
+    if wanted["server"] and ("privateKey" not in backup or "publicKey" not in backup):
         set_key(stack, "backup", new_key())
         yield "the key with which the database server adds backups"
     if backup.get("recipients"):

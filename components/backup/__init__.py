@@ -1,4 +1,4 @@
-"""Nightly backups: made and encrypted on the database server, and kept on the backup server (guide, 3.11.2)."""
+"""Nightly backups: made and encrypted on the database server, and kept where it can only add (guide, 3.11.2)."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pulumi
 
+from components.clouds import Bucket
 from components.files import ServerFile, read_tree
 from components.monit.watch import recent
 from components.server import Server
@@ -13,6 +14,7 @@ from components.settings import Settings
 
 # Of the database server.
 PACKAGES = ("age", "zstd")
+BUCKET_PACKAGES = ("python3-boto3",)
 
 # Touched when a backup is complete, on the server that made it and on the one that keeps it.
 STAMP = "/var/lib/uds/backup/success"
@@ -44,11 +46,12 @@ def sender_files(settings: Settings) -> list[ServerFile]:
     """The files of the database server."""
     backup = settings.backup
     config = {
-        "address": str(settings.backup_address),
+        "address": str(settings.backup_address) if backup.server else None,
         "databases": [settings.database.name, *backup.databases],
         "paths": list(backup.paths),
     }
-    key = backup.private_key.get_secret_value().strip() + "\n" if backup.private_key else ""
+    # Emptied where there is no backup server: a key that was there would still open one that comes later.
+    key = backup.private_key.get_secret_value().strip() + "\n" if backup.server and backup.private_key else ""
     return [
         *read_tree(_FOLDER / "files" / "db", {}),
         ServerFile("/etc/uds/backup/config.json", 0o600, json.dumps(config, indent=1) + "\n"),
@@ -84,18 +87,27 @@ class Backup(pulumi.ComponentResource):
         name: str,
         settings: Settings,
         server: Server,
-        store: Server,
+        store: Server | None,
+        bucket: Bucket | None,
         *,
         after: Sequence[pulumi.Resource],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """Have `server` make backups every night and bring them to `store`, once what is in `after` is there."""
+        """Have `server` make backups every night and bring them to `store` and `bucket`, once all of `after` is there.
+
+        What is known of these places only when they are there comes as data: the one's host key, the other's name.
+        """
         super().__init__("uds:backup:Backup", name, None, opts)
         server.apply(
             name,
             (_FOLDER / "apply.sh").read_text(),
             files=sender_files(settings),
-            data={"known_hosts": pulumi.Output.format("backup {}\n", store.host_key)},
+            data={
+                "known_hosts": pulumi.Output.format("backup {}\n", store.host_key) if store else "",
+                "bucket.json": pulumi.Output.json_dumps({"name": bucket.name, "region": bucket.region})
+                if bucket
+                else "null",
+            },
             parent=self,
             after=after,
         )

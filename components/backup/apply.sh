@@ -18,7 +18,7 @@ first_backup() {
         esac
     done
     if [ -e /var/lib/uds/backup/success ]; then
-        say "backup: the first one is on the backup server"
+        say "backup: the first one is where it is kept"
     elif systemctl is-failed -q uds-backup.service; then
         say "The first backup failed:"
         journalctl -q -o cat -n 20 "_SYSTEMD_INVOCATION_ID=$(systemctl show -p InvocationID --value uds-backup.service)"
@@ -31,10 +31,12 @@ first_backup() {
 folder /var/spool/uds-backup
 folder /var/lib/uds/backup
 changed=$(install_files)
-if ! cmp -s data/known_hosts /etc/uds/backup/known_hosts; then
-    install -m 0600 data/known_hosts /etc/uds/backup/known_hosts
-    say "changed: /etc/uds/backup/known_hosts"
-fi
+for file in known_hosts bucket.json; do
+    if ! cmp -s "data/$file" "/etc/uds/backup/$file"; then
+        install -m 0600 "data/$file" "/etc/uds/backup/$file"
+        say "changed: /etc/uds/backup/$file"
+    fi
+done
 [ -z "$changed" ] || { say "$changed"; systemctl daemon-reload; }
 if ! systemctl is-enabled -q uds-backup.timer || ! systemctl is-active -q uds-backup.timer; then
     systemctl enable -q --now uds-backup.timer

@@ -1,11 +1,13 @@
 #!/usr/bin/python3 -IB
-"""Makes a backup of the databases, encrypts it, and brings it to the backup server (guide, 3.11.2).
+"""Makes a backup of the databases, encrypts it, and brings it to where it is kept (guide, 3.11.2).
 
 Runs as root on the database server. What it reads goes through compression and encryption in one stream: nothing is
 on the disk in clear, and no password is anywhere, since the engine knows root by the socket. The encrypted files wait
-in the spool until the backup server has them; what an outage left there goes with the next run.
+in the spool until every place has them, the backup server, the bucket, or both; what an outage left there goes with the
+next run.
 """
 
+import base64
 import ctypes
 import fcntl
 import hashlib
@@ -22,9 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 ETC = Path("/etc/uds/backup")
 SPOOL = Path("/var/spool/uds-backup")
@@ -39,6 +41,14 @@ BLOCK = 1 << 18
 
 MANIFEST = ".manifest.json"
 PART = ".part"
+# An empty file beside one that waits: the place whose name follows has it already.
+TAKEN = ".at-"
+
+# Debian's, as for every other program of the server.
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+# In larger files, S3 wants parts; two of them at a time keep a connection busy, and memory small.
+PART_BYTES = 16 << 20
+PARTS_AT_ONCE = 2
 
 # mysqldump and mariadb-dump write it when all went well.
 DUMP_END = b"-- Dump completed"
@@ -344,8 +354,28 @@ def files(run: str, paths: Sequence[str]) -> Source:
     )
 
 
+class Place(Protocol):
+    """Where backups are kept. It takes a file at a time, and says nothing of what it has."""
+
+    @property
+    def key(self) -> str:
+        """A short name, for files."""
+
+    @property
+    def name(self) -> str:
+        """As it is called in sentences."""
+
+    def push(self, path: Path, entry: Entry) -> None:
+        """Hand one file over.
+
+        Raises:
+            UnreachableError: it did not answer.
+            BackupError: it does not take the file.
+        """
+
+
 class Spool:
-    """The encrypted files that the backup server doesn't have yet. A backup is complete with its manifest."""
+    """The encrypted files that not every place has yet. A backup is complete with its manifest."""
 
     def __init__(self, folder: Path) -> None:
         """Keep them in `folder`."""
@@ -369,10 +399,10 @@ class Spool:
             os.close(folder)
 
     def clean(self) -> None:
-        """Remove what is left of a backup that never became complete."""
-        whole = {entry.name for manifest in self._manifests() for entry in _entries(manifest)}
+        """Remove what is left of a backup that never became complete, or that is everywhere."""
+        whole = {path.name for manifest in self._manifests() for path in self._files(manifest)}
         for path in self._folder.iterdir():
-            if path.name not in whole and not path.name.endswith(MANIFEST):
+            if path.name.partition(TAKEN)[0] not in whole:
                 path.unlink()
 
     def make(self, run: str, parts: Sequence[tuple[str, Callable[[], Source]]]) -> None:
@@ -403,32 +433,56 @@ class Spool:
             os.fsync(file.fileno())
         part.rename(manifest)
 
-    def push(self, server: "BackupServer") -> Iterator[str]:
-        """Bring everything to the backup server, oldest first; yields what it does not take.
+    def bring(self, places: Sequence[Place]) -> Iterator[str]:
+        """Bring everything to every place, oldest first; yields what a place does not take, or that it isn't reached.
 
-        Raises:
-            UnreachableError: the backup server.
+        What one of them has to do with is none of the others' business.
         """
-        for manifest in self._manifests():
+        for place in places:
             try:
-                for entry in _entries(manifest):
-                    path = self._folder / entry.name
-                    # Not there any more: it was taken by an earlier run, which ended before the manifest.
-                    if path.exists():
-                        server.push(path, entry)
-                        path.unlink()
-                content = manifest.read_bytes()
-                server.push(manifest, Entry(manifest.name, len(content), hashlib.sha256(content).hexdigest()))
+                for manifest in self._manifests():
+                    try:
+                        self._bring(manifest, place)
+                    except UnreachableError:
+                        raise
+                    except BackupError as error:
+                        yield f"{manifest.name.removesuffix(MANIFEST)}: {error}"
+            except UnreachableError as error:
+                yield f"{error}; {self.waiting(place)} encrypted backups wait in {self._folder} for the next run"
+        # Also what waited for a place that is none any more.
+        for manifest in self._manifests():
+            if all(self._has(place, manifest) for place in places):
+                # The manifest first: without it, the rest is removed by the next run.
                 manifest.unlink()
-                say(f"{manifest.name.removesuffix(MANIFEST)}: is on the backup server")
-            except UnreachableError:
-                raise
-            except BackupError as error:
-                yield f"{manifest.name.removesuffix(MANIFEST)}: {error}"
+        self.clean()
 
-    def waiting(self) -> int:
-        """How many backups the backup server doesn't have yet."""
-        return len(self._manifests())
+    def waiting(self, place: Place) -> int:
+        """How many backups a place doesn't have yet."""
+        return sum(not self._has(place, manifest) for manifest in self._manifests())
+
+    def _bring(self, manifest: Path, place: Place) -> None:
+        if self._has(place, manifest):
+            return
+        *files, last = self._files(manifest)
+        for path, entry in zip(files, _entries(manifest), strict=True):
+            if not self._has(place, path):
+                place.push(path, entry)
+                self._taken(place, path).touch()
+        content = last.read_bytes()
+        place.push(last, Entry(last.name, len(content), hashlib.sha256(content).hexdigest()))
+        self._taken(place, last).touch()
+        say(f"{manifest.name.removesuffix(MANIFEST)}: is {place.name}")
+
+    def _files(self, manifest: Path) -> list[Path]:
+        """A backup's files, in the order in which they go."""
+        return [*(self._folder / entry.name for entry in _entries(manifest)), manifest]
+
+    def _has(self, place: Place, path: Path) -> bool:
+        # Not there any more: everyone had it, and only its manifest is left.
+        return self._taken(place, path).exists() or not path.exists()
+
+    def _taken(self, place: Place, path: Path) -> Path:
+        return path.with_name(path.name + TAKEN + place.key)
 
     def _manifests(self) -> list[Path]:
         return sorted(self._folder.glob(f"*{MANIFEST}"))
@@ -439,22 +493,19 @@ def _entries(manifest: Path) -> list[Entry]:
 
 
 class UnreachableError(BackupError):
-    """The backup server does not answer, or the connection broke."""
+    """A place does not answer, or the connection broke."""
 
 
 @dataclass(frozen=True)
 class BackupServer:
-    """Where backups are kept. It takes a file at a time, and says nothing of what it has."""
+    """The backup server, which takes a file by SSH."""
 
     address: str
+    key = "server"
+    name = "on the backup server"
 
     def push(self, path: Path, entry: Entry) -> None:
-        """Hand one file over.
-
-        Raises:
-            UnreachableError: it did not answer.
-            BackupError: it does not take the file.
-        """
+        """See `Place`."""
         header = json.dumps(asdict(entry)).encode() + b"\n"
         with tempfile.TemporaryFile() as complaints, path.open("rb") as file:
             ssh = subprocess.Popen(self._command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints)
@@ -494,6 +545,69 @@ class BackupServer:
         return ["ssh", "-F", "none", "-T", *arguments, f"backup-push@{self.address}"]
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """An S3 bucket, to which this server may add objects, and nothing else.
+
+    Who it is, it learns from the cloud's metadata service, which answers root only. An object that is there already
+    gets a version beside its first one, which is locked; the first one is what counts.
+    """
+
+    bucket: str
+    region: str
+    key = "bucket"
+    name = "in the bucket"
+
+    def push(self, path: Path, entry: Entry) -> None:
+        """See `Place`."""
+        # Here and below: a server without a bucket has no such packages.
+        from boto3.exceptions import S3UploadFailedError  # noqa: PLC0415
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+        try:
+            if entry.size < PART_BYTES:
+                self._put(path, entry)
+            else:
+                self._put_in_parts(path, entry)
+        except (ClientError, S3UploadFailedError) as error:
+            raise BackupError(f"the bucket {self.bucket} does not take {entry.name}: {error}") from None
+        except BotoCoreError as error:
+            raise UnreachableError(f"the bucket {self.bucket} can't be reached: {error}") from None
+
+    def _put(self, path: Path, entry: Entry) -> None:
+        # S3 takes it only if it has this checksum.
+        digest = base64.b64encode(bytes.fromhex(entry.sha256)).decode()
+        with path.open("rb") as file:
+            self._client.put_object(
+                Bucket=self.bucket, Key=entry.name, Body=file, ChecksumAlgorithm="SHA256", ChecksumSHA256=digest
+            )
+
+    def _put_in_parts(self, path: Path, entry: Entry) -> None:
+        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
+
+        parts = TransferConfig(
+            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+        )
+        # With a checksum for each.
+        checked = {"ChecksumAlgorithm": "SHA256"}
+        self._client.upload_file(str(path), self.bucket, entry.name, ExtraArgs=checked, Config=parts)
+
+    @cached_property
+    def _client(self) -> Any:  # noqa: ANN401 - made by boto3 at run time
+        import boto3  # noqa: PLC0415
+        import botocore.session  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415
+
+        session = botocore.session.get_session()
+        # A busy server's first answer may take longer than the one second that it gets.
+        session.set_config_variable("metadata_service_timeout", 5)
+        session.set_config_variable("metadata_service_num_attempts", 4)
+        patience = Config(connect_timeout=15, read_timeout=60, retries={"mode": "standard", "max_attempts": 4})
+        return boto3.Session(botocore_session=session).client(
+            "s3", region_name=self.region, verify=AUTHORITIES, config=patience
+        )
+
+
 def say(text: str) -> None:
     """A line for the journal, or for whoever runs it by hand."""
     print(text, file=sys.stderr, flush=True)
@@ -517,14 +631,18 @@ def back_up(settings: dict[str, Any]) -> Iterator[str]:
         except BackupError as error:
             yield f"no backup was made:\n{error}"
         # Also where none was made: earlier ones may be waiting.
-        try:
-            yield from spool.push(BackupServer(settings["address"]))
-        except UnreachableError as error:
-            yield f"{error}; {spool.waiting()} encrypted backups wait in {SPOOL} for the next run"
+        yield from spool.bring(places(settings))
+
+
+def places(settings: dict[str, Any]) -> list[Place]:
+    """Where backups are kept."""
+    server = [BackupServer(settings["address"])] if settings["address"] else []
+    bucket = json.loads((ETC / "bucket.json").read_text())
+    return [*server, *([Bucket(bucket["name"], bucket["region"])] if bucket else [])]
 
 
 def main() -> int:
-    """Make a backup; the exit status says whether it is on the backup server."""
+    """Make a backup; the exit status says whether every place has it."""
     try:
         problems = list(back_up(json.loads((ETC / "config.json").read_text())))
     except BackupError as error:

@@ -14,11 +14,25 @@ from components.settings import CloudName, Settings
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """A bucket that a server can add to, and do nothing else with.
+
+    `profile` is what the cloud gives the server for that. `ready` is all that must be there before anything is added.
+    """
+
+    name: pulumi.Output[str]
+    region: str
+    profile: pulumi.Output[str]
+    ready: tuple[pulumi.Resource, ...]
+
+
+@dataclass(frozen=True)
 class Machine:
     """What a server asks of the cloud.
 
     `user_data` is secret: it must not be readable in the state. `public` says whether the world is to address it;
-    others get no public address, except on a cloud that has no other way out for their updates.
+    others get no public address, except on a cloud that has no other way out for their updates. `adds_to` is given
+    only on a cloud that has such buckets (see `bucket_for`).
     """
 
     private_address: IPv4Address
@@ -27,6 +41,7 @@ class Machine:
     user_data: bytes
     public: bool
     protect: bool
+    adds_to: Bucket | None = None
 
 
 @dataclass(frozen=True)
@@ -56,3 +71,12 @@ def cloud_for(settings: Settings) -> Cloud:
     from components.clouds.linode import Linode  # noqa: PLC0415 - see above
 
     return Linode(settings)
+
+
+def bucket_for(settings: Settings) -> Bucket | None:
+    """The stack's bucket for backups, if it is to have one; settings are checked to ask for one on AWS only."""
+    if not settings.backup.bucket:
+        return None
+    from components.clouds.aws_bucket import BackupBucket  # noqa: PLC0415 - see above
+
+    return BackupBucket(settings).made

@@ -178,6 +178,8 @@ class Aws(pulumi.ComponentResource):
             root_block_device=InstanceRootBlockDeviceArgs(
                 encrypted=True, volume_type="gp3", volume_size=_DISK, tags=self._tags(name)
             ),
+            # Given to a running server in place, and taken from it.
+            iam_instance_profile=machine.adds_to.profile if machine.adds_to else None,
             disable_api_termination=machine.protect,
             region=self._region,
             tags=self._tags(name),

@@ -13,6 +13,7 @@ from rehearsal.bench.figures import Figure
 from rehearsal.workspace import Workspace
 from uds import ssh
 from uds.backup.identity import Identities
+from uds.backup.places import Kept, place_of
 from uds.backup.restore import Restorer
 from uds.backup.run import now
 from uds.backup.servers import DATABASE, Servers
@@ -65,9 +66,10 @@ def restore(stack: Stack) -> list[Figure]:
         identities = Identities.load(
             stack.keys / "backup-identity.age", Workspace(stack.name).passphrase_file.read_text
         )
-        restorer = Restorer(servers, identities, lambda _name, _size: lambda _count: None)
+        place = place_of(stack, servers, Kept.SERVER)
+        restorer = Restorer(servers, place, identities, lambda _name, _size: lambda _count: None)
         root(f"mariadb {database} <<'END'\n{fill}\nEND\nmariadb-dump --hex-blob {database} > {plain}")
-        backup = now(servers)
+        backup = now(servers, place)
         for _ in range(RUNS):
             root("mariadb -e 'CREATE DATABASE plain'")
             theirs.append(seconds(lambda: root(f"mariadb plain < {plain}")))

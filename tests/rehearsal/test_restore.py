@@ -27,6 +27,7 @@ from tests.rehearsal.support import until
 from uds.backup import restore
 from uds.backup.catalogue import Backup
 from uds.backup.identity import Identities
+from uds.backup.places import BackupServer
 from uds.backup.servers import _MODULES, Servers
 from uds.stack import OperatorError
 
@@ -140,11 +141,13 @@ def restorer(stand: Stand, servers: Servers) -> restore.Restorer:
     """What the commands use, without the time that they take to start."""
     stack = stand.rehearsal.stack()
     identities = Identities.load(stack.keys / "backup-identity.age", Workspace("local").passphrase_file.read_text)
-    return restore.Restorer(servers, identities, lambda _name, _size: lambda _count: None)
+    return restore.Restorer(
+        servers, BackupServer(servers, "backup-1"), identities, lambda _name, _size: lambda _count: None
+    )
 
 
 def stored(servers: Servers, one: str) -> Backup:
-    return next(backup for backup in restore.stored(servers) if backup.id == one)
+    return next(backup for backup in restore.stored(BackupServer(servers, "backup-1")) if backup.id == one)
 
 
 class Watcher(AbstractContextManager["Watcher"]):
@@ -376,7 +379,7 @@ def test_another_identity_opens_nothing_and_a_revoked_one_nothing_new(
     try:
         with pytest.raises(OperatorError, match="was not encrypted for the identity"):
             restorer.into_new(newer, DATABASE, "other")
-        rotated = restore.Restorer(servers, Identities.load(file, str), restorer.progress)
+        rotated = restore.Restorer(servers, restorer.place, Identities.load(file, str), restorer.progress)
         for backup, opener in ((newer, rotated), (stored(servers, stand.id), restorer)):
             opener.into_new(backup, DATABASE, "other")
             assert stand.content("other") == stand.dump

@@ -1,20 +1,24 @@
 """The database server's side: the stream, the spool, and handing over; with stand-ins for age, zstd and ssh."""
 
+import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.backup import sender, sender_files, store_files, watch
-from components.backup.sender import BackupError, BackupServer, Entry, Source, Spool, UnreachableError, encrypt
+from components.backup.sender import BackupError, BackupServer, Bucket, Entry, Source, Spool, UnreachableError, encrypt
 from components.backup.store import STAMP
 from tests.unit.support import configuration, settings
 
@@ -185,7 +189,7 @@ def test_files_go_before_their_manifest_and_leave_the_spool(
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     for run in (RUN, "20261129T000100Z"):
         spool.make(run, parts(good(f"{run}_production.sql.zst.age")))
-    assert list(spool.push(server(program, TAKES))) == []
+    assert list(spool.bring([server(program, TAKES)])) == []
     assert names(tmp_path) == set()
     sent = [json.loads(line)["name"] for line in (tmp_path / "log").read_text().splitlines()]
     # Oldest first.
@@ -206,7 +210,7 @@ def test_what_is_refused_stays_and_does_not_hold_up_the_others(
     # Before all of it is read, as the real one does.
     refuses = 'read -r line; case $line in *20261129*) echo "refused: too much"; exit 1 ;; esac; echo "$line" | {'
     refuses += f"{TAKES}}}"
-    (said,) = spool.push(server(program, refuses))
+    (said,) = spool.bring([server(program, refuses)])
     assert "does not take 20261129T000100Z_production.sql.zst.age: too much" in said
     assert {name[:16] for name in names(tmp_path)} == {"20261129T000100Z"}
 
@@ -216,9 +220,11 @@ def test_a_server_that_does_not_answer_as_it_should_is_not_reached(
     program: Callable[[str, str], None], spool: Spool, script: str
 ) -> None:
     spool.make(RUN, parts(good()))
-    with pytest.raises(UnreachableError, match=r"10\.20\.0\.6\) can't be reached: (No route to host|stored another)"):
-        list(spool.push(server(program, script)))
-    assert spool.waiting() == 1
+    place = server(program, script)
+    (said,) = spool.bring([place])
+    assert re.search(r"10\.20\.0\.6\) can't be reached: (No route to host|stored another)", said)
+    assert "; 1 encrypted backups wait in " in said
+    assert spool.waiting(place) == 1
 
 
 def test_a_run_that_was_cut_goes_on_where_it_was(
@@ -227,8 +233,120 @@ def test_a_run_that_was_cut_goes_on_where_it_was(
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     spool.make(RUN, parts(good(), good(f"{RUN}.accounts.sql.zst.age")))
     (tmp_path / "spool" / f"{RUN}_production.sql.zst.age").unlink()
-    assert list(spool.push(server(program, TAKES))) == []
+    assert list(spool.bring([server(program, TAKES)])) == []
     assert names(tmp_path) == set()
+
+
+@dataclass
+class Somewhere:
+    """A place that takes everything, unless it is told not to."""
+
+    key: str
+    fails: BackupError | None = None
+    got: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"at {self.key}"
+
+    def push(self, path: Path, entry: Entry) -> None:
+        if self.fails and (not isinstance(self.fails, UnreachableError) or self.got):
+            raise self.fails
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+        self.got.append(entry.name)
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("fails", [UnreachableError("down"), BackupError("no")])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_one_place_misses_waits_for_it_and_no_other_gets_it_twice(
+    spool: Spool, tmp_path: Path, fails: BackupError, first: bool
+) -> None:
+    sent = [f"{RUN}_production.sql.zst.age", f"{RUN}.accounts.sql.zst.age", f"{RUN}.manifest.json"]
+    spool.make(RUN, parts(good(), good(sent[1])))
+    well, ill = Somewhere("well"), Somewhere("ill", fails)
+    both = [ill, well] if first else [well, ill]
+    (said,) = spool.bring(both)
+    assert str(fails) in said
+    assert well.got == sent
+    # A kill, and what the next run does first.
+    assert set(sent) <= names(tmp_path)
+    before = names(tmp_path)
+    spool.clean()
+    assert names(tmp_path) == before
+    assert (spool.waiting(well), spool.waiting(ill)) == (0, 1)
+    ill.fails = None
+    assert list(spool.bring(both)) == []
+    assert (well.got, ill.got) == (sent, sent)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("program")
+def test_what_waits_for_a_place_that_is_none_any_more_goes(spool: Spool, tmp_path: Path) -> None:
+    spool.make(RUN, parts(good()))
+    stays, goes = Somewhere("stays"), Somewhere("goes", BackupError("no"))
+    list(spool.bring([stays, goes]))
+    assert list(spool.bring([stays])) == []
+    assert names(tmp_path) == set()
+    assert len(stays.got) == 2
+
+
+@dataclass
+class Client:
+    """What boto3 makes of a bucket."""
+
+    raises: Exception | None = None
+    put: list[dict[str, object]] = field(default_factory=list)
+    uploaded: list[tuple[object, ...]] = field(default_factory=list)
+
+    def put_object(self, **request: object) -> None:
+        if self.raises:
+            raise self.raises
+        self.put.append(request)
+
+    def upload_file(self, *arguments: object, **options: object) -> None:
+        self.uploaded.append((*arguments, options["ExtraArgs"]))
+
+
+def bucket(client: Client) -> Bucket:
+    made = Bucket("backups-of-test", "eu-central-1")
+    made.__dict__["_client"] = client
+    return made
+
+
+def test_a_bucket_gets_a_checksum_that_it_can_verify(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    client, digest = Client(), hashlib.sha256(b"x")
+    bucket(client).push(tmp_path / "file", Entry("file", 1, digest.hexdigest()))
+    (request,) = client.put
+    assert base64.b64decode(str(request["ChecksumSHA256"])) == digest.digest()
+    assert (request["Bucket"], request["Key"]) == ("backups-of-test", "file")
+    # A file that could not go at once goes in parts, each of them checked.
+    bucket(client).push(tmp_path / "file", Entry("large", 5 << 30, digest.hexdigest()))
+    assert client.uploaded == [
+        (str(tmp_path / "file"), "backups-of-test", "large", {"ChecksumAlgorithm": "SHA256"}),
+    ]
+
+
+def test_a_bucket_that_refuses_and_one_that_is_out_of_reach_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    entry = Entry("file", 1, "00" * 32)
+    denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "Access Denied"}}, "PutObject")
+    with pytest.raises(BackupError, match=r"bucket backups-of-test does not take file: .*AccessDenied") as raised:
+        bucket(Client(denied)).push(tmp_path / "file", entry)
+    assert not isinstance(raised.value, UnreachableError)
+    for broken in (EndpointConnectionError(endpoint_url="https://s3"), NoCredentialsError()):
+        with pytest.raises(UnreachableError, match="bucket backups-of-test can't be reached: "):
+            bucket(Client(broken)).push(tmp_path / "file", entry)
+
+
+def test_places_are_those_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "ETC", tmp_path)
+    (tmp_path / "bucket.json").write_text("null")
+    assert sender.places({"address": "10.20.0.6"}) == [BackupServer("10.20.0.6")]
+    (tmp_path / "bucket.json").write_text('{"name": "b", "region": "eu-central-1"}')
+    assert sender.places({"address": None}) == [Bucket("b", "eu-central-1")]
+    assert len(sender.places({"address": "10.20.0.6"})) == 2
 
 
 def test_a_key_is_pinned_and_nothing_is_asked() -> None:
@@ -257,6 +375,13 @@ def test_the_servers_get_what_they_need_and_no_more() -> None:
     assert line.startswith('restrict,from="10.20.0.5",command="/usr/local/sbin/uds-backup-receive" ssh-ed25519 ')
     assert "PRIVATE KEY" not in "".join(file.content for file in keeps.values())
     assert "Match User backup-push Address 10.20.0.5\n" in keeps["/etc/ssh/sshd_config.d/01-backup.conf"].content
+
+
+def test_without_a_backup_server_there_is_no_key_of_it() -> None:
+    made = settings({"cloud": "aws", "region": "eu-central-1", "backup.server": False, "backup.bucket": True})
+    files = {file.path: file for file in sender_files(made)}
+    assert json.loads(files["/etc/uds/backup/config.json"].content)["address"] is None
+    assert files["/etc/uds/backup/key"].content == ""
 
 
 def test_the_programs_on_the_servers_need_nothing_that_is_not_pythons_own() -> None:

@@ -14,7 +14,7 @@ import pyrage
 import pytest
 
 from uds.backup import on_server, restore
-from uds.backup.catalogue import Backup, age_text, chosen, parse, size_text
+from uds.backup.catalogue import Backup, Listing, age_text, chosen, parse, size_text
 from uds.backup.compare import compare
 from uds.backup.fetch import fetch
 from uds.backup.identity import Identities
@@ -29,9 +29,9 @@ def manifest(one: str, *names: str, size: int = 10) -> str:
     return json.dumps({"id": one, "files": files})
 
 
-def listing(*files: str, manifests: dict[str, str] | None = None) -> dict[str, Any]:
+def listing(*files: str, manifests: dict[str, str] | None = None) -> Listing:
     described = {f"{one}.manifest.json": text for one, text in (manifests or {}).items()}
-    return {"files": dict.fromkeys([*files, *described], 10), "manifests": described}
+    return Listing(dict.fromkeys([*files, *described], 10), described)
 
 
 # What there is
@@ -261,12 +261,12 @@ def test_a_name_that_no_server_takes_is_refused() -> None:
 
 @dataclass
 class Memory:
-    """Servers whose backup server has these files."""
+    """Servers, and a place that has these files."""
 
     content: dict[str, bytes]
     breaks_after: int | None = None
     offsets: list[int] = field(default_factory=list)
-    backup: str = "backup-1"
+    name: str = "the backup server"
     asked: list[str] = field(default_factory=list)
     live: dict[str, Any] = field(default_factory=lambda: {"structure": {"table a": "x"}, "counts": {"a": 1}})
     copy: dict[str, Any] = field(default_factory=lambda: {"structure": {"table a": "x"}, "counts": {"a": 1}})
@@ -279,10 +279,14 @@ class Memory:
         ]
         self.content[f"{one}.manifest.json"] = json.dumps({"files": files}).encode()
 
+    def listing(self) -> Listing:
+        manifests = {name: text.decode() for name, text in self.content.items() if name.endswith(".manifest.json")}
+        return Listing({name: len(text) for name, text in self.content.items()}, manifests)
+
     @contextmanager
-    def file(self, path: str, offset: int, seen: Callable[[int], None]) -> Iterator[Download]:
+    def file(self, name: str, offset: int, seen: Callable[[int], None]) -> Iterator[Download]:
         self.offsets.append(offset)
-        text = self.content[Path(path).name][offset:]
+        text = self.content[name][offset:]
         if self.breaks_after is not None:
             yield Download(io.BytesIO(text[: self.breaks_after]), seen)
             raise OperatorError("the connection ended")
@@ -293,13 +297,6 @@ class Memory:
     ) -> dict[str, Any]:
         self.asked.append(f"{server} {action} {request.get('database', '')}".strip())
         match action:
-            case "list_folder":
-                return {
-                    "files": {name: len(text) for name, text in self.content.items()},
-                    "manifests": {
-                        name: text.decode() for name, text in self.content.items() if name.endswith(".manifest.json")
-                    },
-                }
             case "load" if feed:
                 target = io.BytesIO()
                 feed(target)
@@ -328,15 +325,15 @@ def servers(key: pyrage.x25519.Identity) -> Memory:
 
 
 def restorer(servers: Memory, key: pyrage.x25519.Identity) -> restore.Restorer:
-    return restore.Restorer(servers, Identities([key], Path("identity")), quiet)  # type: ignore[arg-type]
+    return restore.Restorer(servers, servers, Identities([key], Path("identity")), quiet)  # type: ignore[arg-type]
 
 
 def stored(servers: Memory) -> Backup:
-    return restore.stored(servers)[0]  # type: ignore[arg-type]
+    return restore.stored(servers)[0]
 
 
 def fetched(servers: Memory, folder: Path) -> None:
-    fetch(servers, stored(servers), folder, quiet)  # type: ignore[arg-type]
+    fetch(servers, stored(servers), folder, quiet)
 
 
 def test_fetching_goes_on_where_it_was_cut_off(servers: Memory, tmp_path: Path) -> None:

@@ -1,19 +1,27 @@
-"""What a folder of backups holds, from its files and manifests."""
+"""What a place of backups holds, from its files and manifests."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from uds.stack import OperatorError
 
 FOLDER = "/var/backups/uds"
 SPOOL = "/var/spool/uds-backup"
+MANIFEST = ".manifest.json"
 
 _NAME = re.compile(r"(?P<id>\d{8}T\d{6}Z)[_.](?P<rest>.+)")
 _DATABASE = re.compile(r"_(?P<name>[^.]+)\.sql\.zst\.age")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Sizes of files in bytes, and the texts of manifests, by name."""
+
+    files: Mapping[str, int]
+    manifests: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -74,15 +82,14 @@ class Backup:
         return self
 
 
-def parse(listing: Mapping[str, Any]) -> list[Backup]:
-    """The backups of a folder, newest first, from the sizes of its files and the texts of its manifests."""
-    files: Mapping[str, int] = listing["files"]
-    ids = {match["id"] for match in map(_NAME.fullmatch, files) if match}
-    return [_backup(one, files, listing["manifests"]) for one in sorted(ids, reverse=True)]
+def parse(listing: Listing) -> list[Backup]:
+    """The backups of a place, newest first."""
+    ids = {match["id"] for match in map(_NAME.fullmatch, listing.files) if match}
+    return [_backup(one, listing.files, listing.manifests) for one in sorted(ids, reverse=True)]
 
 
 def _backup(one: str, files: Mapping[str, int], manifests: Mapping[str, str]) -> Backup:
-    text = manifests.get(f"{one}.manifest.json")
+    text = manifests.get(one + MANIFEST)
     if text is None:
         return Backup(one, (), ("its manifest is missing",))
     try:
@@ -109,7 +116,7 @@ def chosen(backups: Sequence[Backup], wanted: str | None) -> Backup:
         OperatorError: there is none, or it isn't complete; with what else there is.
     """
     if not backups:
-        raise OperatorError("The backup server has no backups yet: `uds backup now` makes one.")
+        raise OperatorError("There are no backups yet: `uds backup now` makes one.")
     complete = [backup.id for backup in backups if not backup.problems]
     if wanted is None:
         newest = backups[0]

@@ -16,6 +16,7 @@ from uds.backup import run
 from uds.backup.catalogue import Backup, age_text, chosen, size_text
 from uds.backup.fetch import fetch as fetch_files
 from uds.backup.identity import Identities
+from uds.backup.places import Kept, Place, place_of
 from uds.backup.restore import Restorer, name, other_counts, stored, waiting
 from uds.backup.restore import drill as run_drill
 from uds.backup.servers import DATABASE, Servers
@@ -37,21 +38,23 @@ IdentityFile = Annotated[
     Path | None, typer.Option("--identity", help="The age identity, if it isn't the one that `uds init` made.")
 ]
 
+From = Annotated[Kept | None, typer.Option("--from", help="Where it is read; else the backup server, if there is one.")]
+
 
 @backup_app.command("now")
 def now(stack: StackName, rehearsal: Rehearsal = False) -> None:
     """Make a backup now, as the night does, and say how it went."""
-    with Servers.of(Stack.open(stack, rehearsal=rehearsal)) as servers:
+    with _opened(Stack.open(stack, rehearsal=rehearsal)) as (servers, place):
         with log.status(f"{DATABASE} makes a backup"):
-            made = run.now(servers)
+            made = run.now(servers, place)
         _print_backups([made], [])
 
 
 @backup_app.command("list")
-def list_backups(stack: StackName, rehearsal: Rehearsal = False) -> None:
-    """List the backups on the backup server, newest first, and those that wait on the database server."""
-    with Servers.of(Stack.open(stack, rehearsal=rehearsal)) as servers:
-        _print_backups(stored(servers), waiting(servers))
+def list_backups(stack: StackName, place: From = None, rehearsal: Rehearsal = False) -> None:
+    """List the backups that are kept, newest first, and those that wait on the database server."""
+    with _opened(Stack.open(stack, rehearsal=rehearsal), place) as (servers, found):
+        _print_backups(stored(found), waiting(servers))
 
 
 @backup_app.command("fetch")
@@ -59,12 +62,13 @@ def fetch(
     stack: StackName,
     backup: Id,
     to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
+    place: From = None,
     rehearsal: Rehearsal = False,
 ) -> None:
     """Copy a backup's files, encrypted as they are, to this machine. Run it again if it was interrupted."""
-    with Servers.of(Stack.open(stack, rehearsal=rehearsal)) as servers, _progress() as progress:
-        found = chosen(stored(servers), backup)
-        fetch_files(servers, found, to, progress)
+    with _opened(Stack.open(stack, rehearsal=rehearsal), place) as (_, kept), _progress() as progress:
+        found = chosen(stored(kept), backup)
+        fetch_files(kept, found, to, progress)
     for file in (*(file.name for file in found.files), f"{found.id}.manifest.json"):
         out.print(str(to / file), markup=False, soft_wrap=True)
 
@@ -93,6 +97,7 @@ def restore(
             metavar="[db-1:]FOLDER", help="Unpack the saved files into this new folder instead, here or on db-1."
         ),
     ] = None,
+    place: From = None,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     rehearsal: Rehearsal = False,
@@ -101,14 +106,14 @@ def restore(
     if replace and new_name:
         raise OperatorError("--as and --replace don't go together: one is for a new name, the other for the old one.")
     opened = Stack.open(stack, rehearsal=rehearsal)
-    with Servers.of(opened) as servers:
-        found = chosen(stored(servers), backup)
+    with _opened(opened, place) as (servers, kept):
+        found = chosen(stored(kept), backup)
         databases = [database] if database else list(found.databases)
         if new_name and len(databases) != 1:
             raise OperatorError(f"--as is for one database: choose with --database one of {', '.join(databases)}.")
         identities = _identities(opened, identity, passphrase_file)
         with _progress() as progress:
-            restorer = Restorer(servers, identities, progress)
+            restorer = Restorer(servers, kept, identities, progress)
             if files:
                 folder = files.removeprefix(f"{DATABASE}:")
                 restorer.files(found, folder, here=folder == files)
@@ -135,6 +140,7 @@ def restore(
 def drill(
     stack: StackName,
     *,
+    place: From = None,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     rehearsal: Rehearsal = False,
@@ -142,11 +148,11 @@ def drill(
     """Restore the newest backup into a scratch database, compare that with the live one. Exits 1 on any problem."""
     opened = Stack.open(stack, rehearsal=rehearsal)
     settings = parse(opened.config())
-    with Servers.of(opened) as servers:
+    with _opened(opened, place) as (servers, kept):
         identities = _identities(opened, identity, passphrase_file)
         with _progress() as progress:
             found = run_drill(
-                Restorer(servers, identities, progress), [settings.database.name, *settings.backup.databases]
+                Restorer(servers, kept, identities, progress), [settings.database.name, *settings.backup.databases]
             )
     for database, comparison in found.comparisons.items():
         out.print(f"{database}: restored from {found.backup.id}, {len(comparison.counts)} tables", soft_wrap=True)
@@ -162,6 +168,13 @@ def drill(
 def _identities(stack: Stack, file: Path | None, passphrase_file: Path | None) -> Identities:
     passphrase = passphrase_of(stack, passphrase_file, "Passphrase of the backup identity")
     return Identities.load(file or stack.keys / BACKUP_IDENTITY, passphrase)
+
+
+@contextmanager
+def _opened(stack: Stack, wanted: Kept | None = None) -> Iterator[tuple[Servers, Place]]:
+    """The way to the stack's servers, and the place of its backups."""
+    with Servers.of(stack) as servers:
+        yield servers, place_of(stack, servers, wanted)
 
 
 @contextmanager

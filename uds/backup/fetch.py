@@ -4,15 +4,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from uds.backup.catalogue import FOLDER, Backup, File
+from uds.backup.catalogue import MANIFEST, Backup, File
+from uds.backup.places import Place
 from uds.backup.restore import Progress
-from uds.backup.servers import Download, Servers
+from uds.backup.servers import Download
 from uds.stack import OperatorError
 
 _BLOCK = 1 << 20
 
 
-def fetch(servers: Servers, backup: Backup, folder: Path, progress: Progress) -> None:
+def fetch(place: Place, backup: Backup, folder: Path, progress: Progress) -> None:
     """Copy a backup's files into `folder`. What was begun by an earlier run goes on; what is there already is checked.
 
     Raises:
@@ -26,16 +27,16 @@ def fetch(servers: Servers, backup: Backup, folder: Path, progress: Progress) ->
             if _digest(target, seen).sha256 != file.sha256:
                 raise OperatorError(f"{target} exists, and is something else: move it away first.")
         else:
-            _copy(servers, file, target, seen)
-    (folder / f"{backup.id}.manifest.json").write_text(backup.manifest)
+            _copy(place, file, target, seen)
+    (folder / f"{backup.id}{MANIFEST}").write_text(backup.manifest)
 
 
-def _copy(servers: Servers, file: File, target: Path, seen: Callable[[int], None]) -> None:
+def _copy(place: Place, file: File, target: Path, seen: Callable[[int], None]) -> None:
     part = target.with_name(target.name + ".part")
     part.touch(mode=0o600)
     earlier = _digest(part, seen)
     offset = part.stat().st_size
-    with servers.file(f"{FOLDER}/{file.name}", offset, seen) as download, part.open("ab") as handle:
+    with place.file(file.name, offset, seen) as download, part.open("ab") as handle:
         while block := download.read(_BLOCK):
             earlier.add(block)
             handle.write(block)
@@ -43,7 +44,7 @@ def _copy(servers: Servers, file: File, target: Path, seen: Callable[[int], None
         os.fsync(handle.fileno())
     if earlier.sha256 != file.sha256:
         part.unlink()
-        raise OperatorError(f"{file.name} isn't what was sent to the backup server: its SHA-256 differs.")
+        raise OperatorError(f"{file.name} isn't what was sent to {place.name}: its SHA-256 differs.")
     part.rename(target)
 
 

@@ -1,4 +1,4 @@
-"""From the backup server to a database: decrypted on this machine, loaded on the database server, checked there.
+"""From where backups are kept to a database: decrypted on this machine, loaded on the database server, checked there.
 
 A database is loaded under a name that nothing uses, and counts as restored when every byte of its file was what the
 manifest says, the encryption was authentic to its end, the dump has its last line, and the server took every statement.
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
-from uds.backup.catalogue import FOLDER, SPOOL, Backup, File, age_text, chosen, parse
+from uds.backup.catalogue import SPOOL, Backup, File, Listing, age_text, chosen, parse
 from uds.backup.compare import Comparison, compare
 from uds.backup.identity import Identities
+from uds.backup.places import Place
 from uds.backup.servers import DATABASE, Servers
 from uds.stack import OperatorError
 
@@ -25,21 +26,23 @@ MAX_AGE = timedelta(hours=26)
 Progress = Callable[[str, int], Callable[[int], None]]
 
 
-def stored(servers: Servers) -> list[Backup]:
-    """The backup server's, newest first."""
-    return parse(servers.ask(servers.backup, "list_folder", folder=FOLDER))
+def stored(place: Place) -> list[Backup]:
+    """What is kept there, newest first."""
+    return parse(place.listing())
 
 
 def waiting(servers: Servers) -> list[Backup]:
-    """What the database server could not bring to the backup server yet, newest first."""
-    return parse(servers.ask(DATABASE, "list_folder", folder=SPOOL))
+    """What the database server could not bring to every place yet, newest first."""
+    found = servers.ask(DATABASE, "list_folder", folder=SPOOL)
+    return parse(Listing(found["files"], found["manifests"]))
 
 
 @dataclass(frozen=True)
 class Restorer:
-    """Opens backups of a stack and puts them where they are wanted."""
+    """Opens the backups of a place and puts them where they are wanted."""
 
     servers: Servers
+    place: Place
     identities: Identities
     progress: Progress
 
@@ -178,21 +181,21 @@ class Restorer:
             self._decrypt(file, target)
 
     def _decrypt(self, file: File, target: IO[bytes]) -> None:
-        with opened(self.servers, file, self.progress(file.name, file.size)) as source:
+        with opened(self.place, file, self.progress(file.name, file.size)) as source:
             self.identities.decrypt(source, target, file.name)
 
 
 @contextmanager
-def opened(servers: Servers, file: File, seen: Callable[[int], None]) -> Iterator[Any]:
-    """A file of the backup server, which has to be what its manifest says when it was read to its end.
+def opened(place: Place, file: File, seen: Callable[[int], None]) -> Iterator[Any]:
+    """A file of a backup, which has to be what its manifest says when it was read to its end.
 
     Raises:
         OperatorError: it isn't, or can't be read.
     """
-    with servers.file(f"{FOLDER}/{file.name}", 0, seen) as download:
+    with place.file(file.name, 0, seen) as download:
         yield download
     if download.ended and download.sha256 != file.sha256:
-        raise OperatorError(f"{file.name} isn't what was sent to the backup server: its SHA-256 differs.")
+        raise OperatorError(f"{file.name} isn't what was sent to {place.name}: its SHA-256 differs.")
 
 
 def name(prefix: str, backup: Backup) -> str:
@@ -231,7 +234,7 @@ def drill(restorer: Restorer, wanted: Sequence[str], now: datetime | None = None
     Raises:
         OperatorError: there is no backup, the newest isn't complete, or it can't be opened or loaded.
     """
-    backup = chosen(stored(restorer.servers), None)
+    backup = chosen(stored(restorer.place), None)
     problems = []
     age = (now or datetime.now(UTC)) - backup.begun
     if age > MAX_AGE:

@@ -1,4 +1,4 @@
-"""The two servers that have to do with backups: what root does there, and the stream of a backup's file."""
+"""The servers that have to do with backups: what root does there, and the stream of a backup's file."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from uds import ssh
 from uds.stack import ROOT, OperatorError, Stack
@@ -32,11 +32,10 @@ DATABASE = "db-1"
 
 @dataclass(frozen=True)
 class Servers:
-    """A way to the servers as root. `ssh` begins a command line, `backup` is the backup server's name."""
+    """A way to the servers as root. `ssh` begins a command line."""
 
     ssh: list[str]
     sudo_password: str
-    backup: str
 
     @classmethod
     @contextmanager
@@ -44,14 +43,10 @@ class Servers:
         """Of this stack.
 
         Raises:
-            OperatorError: it has no backup server, or there is no ssh on this machine.
+            OperatorError: it has no servers yet, or there is no ssh on this machine.
         """
-        outputs = stack.outputs()
-        backup = next((name for name, facts in outputs["servers"].items() if facts["role"] == "backup"), None)
-        if backup is None:
-            raise OperatorError(f"The stack {stack.name} has no backup server: backup.server is false.")
-        with ssh.opened(stack, outputs) as command:
-            yield cls(command, stack.section("deploy")["sudoPassword"], backup)
+        with ssh.opened(stack, stack.outputs()) as command:
+            yield cls(command, stack.section("deploy")["sudoPassword"])
 
     def ask(self, server: str, action: str, feed: Callable[[IO[bytes]], None] | None = None, **request: object) -> Any:  # noqa: ANN401 - JSON
         """Have `on_server` do something on a server, with what `feed` writes as its input, and return its answer.
@@ -99,14 +94,14 @@ class Servers:
         return status, text
 
     @contextmanager
-    def file(self, path: str, offset: int, seen: Callable[[int], None]) -> Iterator["Download"]:
-        """A file of the backup server from `offset` (in bytes) on; `seen` hears how many bytes have come.
+    def file(self, server: str, path: str, offset: int, seen: Callable[[int], None]) -> Iterator["Download"]:
+        """A file of a server from `offset` (in bytes) on; `seen` hears how many bytes have come.
 
         Raises:
             OperatorError: it can't be read to its end, if the end was asked for.
         """
         command = ["tail", "-c", f"+{offset + 1}", "--", path]
-        with tempfile.TemporaryFile() as errors, self._root(self.backup, command, errors) as process:
+        with tempfile.TemporaryFile() as errors, self._root(server, command, errors) as process:
             stdin, stdout = _pipes(process)
             stdin.close()
             download = Download(stdout, seen)
@@ -115,7 +110,7 @@ class Servers:
             finally:
                 # A connection that breaks looks like a file that ends.
                 if download.ended and process.wait():
-                    raise OperatorError(f"{self.backup}: {_said(errors)}") from None
+                    raise OperatorError(f"{server}: {_said(errors)}") from None
 
     @contextmanager
     def _root(
@@ -141,10 +136,17 @@ class Servers:
             stdout.close()
 
 
+class Readable(Protocol):
+    """Whatever bytes come from."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+
+
 class Download:
     """Reads a stream, and knows what it has read."""
 
-    def __init__(self, stream: IO[bytes], seen: Callable[[int], None]) -> None:
+    def __init__(self, stream: Readable, seen: Callable[[int], None]) -> None:
         """Read from `stream`, and tell `seen` how much."""
         self._stream = stream
         self._seen = seen
