@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rehearsal.aws import endpoints
 from rehearsal.cloud_firewall import CloudFirewall
 from rehearsal.network import Network, Nic
 from rehearsal.store import RealmError, Store
@@ -36,7 +37,9 @@ def main(workspace: Path) -> None:
         raise RealmError(f"machine {machine} is not in the database")
     nics = [Nic.from_json(nic) for nic in record["nics"]]
     Network(realm["number"]).build(machine, nics, CloudFirewall.from_json(record["firewall"]).nft())
-    prepare_disk(Path(config["root"]["path"]), record["root_keys"])
+    root = Path(config["root"]["path"])
+    prepare_disk(root, record["root_keys"])
+    endpoints.prepare_disk(root, store)
     config["mounts"] = [mount for mount in config["mounts"] if mount["destination"] not in _PODMANS_OWN]
     config["linux"]["readonlyPaths"] = readonly_paths(config["linux"]["readonlyPaths"])
     json.dump(config, sys.stdout)

@@ -108,6 +108,10 @@ class Network:
         """The bridge's name of the public network or of a VPC."""
         return f"{self.prefix}{'pub' if network == PUBLIC else f'v{network}'}"
 
+    def router_namespace(self, router: int) -> str:
+        """A router's network namespace."""
+        return self.namespace(_router(router))
+
     def namespace(self, machine: int | str) -> str:
         """The machine's network namespace (and container) name."""
         return f"{self.prefix}{machine}"
@@ -189,7 +193,7 @@ class Network:
 
     def set_router(self, router: int, spec: Router) -> None:
         """Have this router as described; connections through it survive where they still may."""
-        name = self.namespace(_router(router))
+        name = self.router_namespace(router)
         if not (NAMESPACES / name).exists():
             run(["ip", "netns", "add", name])
             run(["ip", "netns", "exec", name, "sysctl", "-qw", *_NAMESPACE_SYSCTLS, *_ROUTER_SYSCTLS])

@@ -13,6 +13,7 @@ from ipaddress import ip_interface
 from pathlib import Path
 
 from rehearsal import network
+from rehearsal.aws import endpoints
 from rehearsal.image import Progress
 from rehearsal.machines import NUMBER_LABEL, REALM_LABEL, Machine, Machines
 from rehearsal.network import PUBLIC, Network, Nic, Router
@@ -104,6 +105,7 @@ class Realm:
             self.network.start_vpc(str(vpc), str(self.workspace))
         for router, record in self.store.all(ROUTERS).items():
             self.network.set_router(router, Router.from_json(record["router"]))
+        self._start_endpoints(progress)
         running = self.power.running()
         wanted = [machine for machine in self.machines() if machine.powered]
         down = [one for one in wanted if one.number not in running or not self.power.healthy(one)]
@@ -120,6 +122,7 @@ class Realm:
             podman("rm", "--force", "--volumes", "--time", "0", "--ignore", *names)
         with _host_lock():
             forwarding = json.loads((self.store.folder / "realm.json").read_text()).get("forwarding", False)
+            endpoints.stop(self)
             self.network.stop()
             if forwarding:
                 network.restore_forwarding()
@@ -217,6 +220,14 @@ class Realm:
             realm["forwarding"] = network.enable_forwarding() or realm.get("forwarding", False)
             write_atomically(saved, json.dumps(realm))
             self.network.start_public(str(self.workspace))
+
+    def _start_endpoints(self, progress: Progress) -> None:
+        try:
+            if endpoints.sync(self):
+                progress("S3 had ended: its buckets are made again, and what this rehearsal kept in them is lost")
+        except RealmError as error:
+            # Of what a killed run left half done, which is removed after this.
+            progress(str(error))
 
     def _revive(self, number: int, running: set[int]) -> None:
         if number in running:

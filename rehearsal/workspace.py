@@ -4,6 +4,7 @@ The committed stack file is only ever read. Its secrets, which belong to product
 throw-away ones.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from components.settings import PROJECT
+from rehearsal.aws.endpoints import operator_file
 from rehearsal.store import write_atomically
 
 # What YAML holds.
@@ -70,17 +72,23 @@ class Workspace:
             # Production's backend and tokens must not reach a rehearsal; a stale agent would fail every connection.
             if not key.startswith(("PULUMI_", "LINODE_", "AWS_")) and key != "SSH_AUTH_SOCK"
         }
-        return kept | {
-            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
-            # The file backend would keep a side file (.attrs) beside each, not written atomically: a kill just then
-            # leaves a stack that Pulumi can't read ("failed to load checkpoint: EOF").
-            "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}?metadata=skip",
-            "PULUMI_CONFIG_PASSPHRASE_FILE": str(self.passphrase_file),
-            "PULUMI_SKIP_UPDATE_CHECK": "1",
-            # There are none, and looking for them takes longer than pydantic's own import.
-            "PYDANTIC_DISABLE_PLUGINS": "__all__",
-            "UDS_REHEARSAL": str(self.folder),
-        }
+        operator = operator_file(self.folder)
+        cloud: dict[str, str] = json.loads(operator.read_text()) if operator.exists() else {}
+        return (
+            kept
+            | cloud
+            | {
+                "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+                # The file backend would keep a side file (.attrs) beside each, not written atomically: a kill just then
+                # leaves a stack that Pulumi can't read ("failed to load checkpoint: EOF").
+                "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}?metadata=skip",
+                "PULUMI_CONFIG_PASSPHRASE_FILE": str(self.passphrase_file),
+                "PULUMI_SKIP_UPDATE_CHECK": "1",
+                # There are none, and looking for them takes longer than pydantic's own import.
+                "PYDANTIC_DISABLE_PLUGINS": "__all__",
+                "UDS_REHEARSAL": str(self.folder),
+            }
+        )
 
     def check(self) -> None:
         """Nothing is started for a stack that doesn't exist.

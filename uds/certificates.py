@@ -110,11 +110,11 @@ class Authority:
         encryption = BestAvailableEncryption(passphrase.encode())
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
-    def issue_server(self, name: str, address: IPv4Address) -> tuple[str, str]:
-        """A server's certificate and key (PEM) for its name and its address, which clients connect to."""
+    def issue_server(self, name: str, address: IPv4Address, aliases: Sequence[str] = ()) -> tuple[str, str]:
+        """A server's certificate and key (PEM) for its names and its address, which clients connect to."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = x509.SubjectAlternativeName([x509.DNSName(name), x509.IPAddress(address)])
+        names = x509.SubjectAlternativeName([*map(x509.DNSName, (name, *aliases)), x509.IPAddress(address)])
         certificate = (
             _builder(subject, self.certificate.subject, key.public_key(), _SERVER_DAYS)
             .add_extension(names, critical=False)

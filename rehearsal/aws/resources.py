@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rehearsal.aws import routing, rules
+from rehearsal.aws.endpoints import PROFILE
 from rehearsal.cloud_firewall import CloudFirewall
 from rehearsal.machines import FIRST_PUBLIC, LAST_PUBLIC, Machine, MachineSpec
 from rehearsal.network import Nic, Router
@@ -602,30 +603,6 @@ class LogGroup(Recorded):
     replaces = frozenset({"name", "region"})
 
 
-class Role(Recorded):
-    """What somebody else may do: a rehearsal asks for no credentials."""
-
-    args = ("pulumi_aws.iam.role", "RoleArgs")
-    prefix, what = "role-", "role"
-    rehearsed = frozenset({"description", "assumeRolePolicy"})
-    replaces = frozenset({"name"})
-    problems = (rules.role,)
-
-    def facts(self, number: int, inputs: Values) -> Values:
-        """Named by Pulumi."""
-        return {**super().facts(number, inputs), "name": f"role-{number}"}
-
-
-class RolePolicy(Recorded):
-    """What a role may do."""
-
-    args = ("pulumi_aws.iam.role_policy", "RolePolicyArgs")
-    prefix, what = "policy-", "role policy"
-    rehearsed = frozenset({"role", "policy"})
-    replaces = frozenset({"role"})
-    problems = (rules.role_policy,)
-
-
 class FlowLog(Recorded):
     """A log of connections: kept as a record, with nothing written."""
 
@@ -644,7 +621,7 @@ class Instance(Recorded):
     rehearsed = frozenset(
         {
             *("ami", "instanceType", "primaryNetworkInterface", "userDataBase64", "metadataOptions"),
-            *("rootBlockDevice", "disableApiTermination", "monitoring"),
+            *("rootBlockDevice", "disableApiTermination", "monitoring", "iamInstanceProfile"),
         }
     )
     replaces = frozenset({"ami", "primaryNetworkInterface", "region"})
@@ -652,6 +629,7 @@ class Instance(Recorded):
 
     def create(self, inputs: Values) -> tuple[str, Values]:
         """Boots it and returns when it runs, long before its first boot is done: as the real one does."""
+        self._refuse_profile(inputs)
         identifier = inputs["primaryNetworkInterface"]["networkInterfaceId"]
         interface = self.api.find(INTERFACE, identifier)
         for machine in self.api.realm.machines():
@@ -685,6 +663,7 @@ class Instance(Recorded):
 
     def update(self, number: int, old: Values, new: Values) -> Values:
         """Most properties change a record; a size or user data need the machine off for a while."""
+        self._refuse_profile(new)
         power = self.api.realm.power
         power.set_details(number, {**power.get(number).details, "inputs": _public(new)})
         if any(old.get(name) != new.get(name) for name in ("instanceType", "userDataBase64")):
@@ -697,6 +676,11 @@ class Instance(Recorded):
         if found and found[0].details["inputs"].get("disableApiTermination"):
             raise RealmError(f"OperationNotPermitted: {found[0].label} may not be terminated (disableApiTermination)")
         self.api.realm.power.destroy(number)
+
+    def _refuse_profile(self, inputs: Values) -> None:
+        name = inputs.get("iamInstanceProfile")
+        if name and name not in [record["facts"]["name"] for record in self.api.all(PROFILE).values()]:
+            raise RealmError(f"InvalidParameterValue: there is no instance profile {name!r}")
 
     def _outputs(self, machine: Machine) -> Values:
         interface = self.api.find(INTERFACE, machine.details["interface"])
@@ -737,8 +721,6 @@ def resources(api: Api) -> dict[str, Resource]:
         "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": IngressRule(api),
         "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": EgressRule(api),
         "aws:cloudwatch/logGroup:LogGroup": LogGroup(api),
-        "aws:iam/role:Role": Role(api),
-        "aws:iam/rolePolicy:RolePolicy": RolePolicy(api),
         "aws:ec2/flowLog:FlowLog": FlowLog(api),
         "aws:ec2/instance:Instance": Instance(api),
     }

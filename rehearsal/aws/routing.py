@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from rehearsal.aws.endpoints import METADATA
 from rehearsal.network import PUBLIC, Nic, Router
 
 
@@ -86,6 +87,9 @@ def _tables(
     # The router is nobody's host.
     yield "chain input { type filter hook input priority filter; policy drop;"
     yield "  icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } accept"
+    # But for the metadata service, which every instance has, whatever its firewall says.
+    if inside:
+        yield f"  iifname {{ {', '.join(inside)} }} ip daddr {METADATA} tcp dport 80 accept"
     yield "}"
     yield "chain translated { type filter hook postrouting priority mangle; policy accept;"
     for one in reachable:

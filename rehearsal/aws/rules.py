@@ -197,6 +197,95 @@ def role_policy(inputs: dict[str, Plain]) -> Iterator[Problem]:
     yield from _policy(inputs["policy"], "policy")
 
 
+def bucket(inputs: dict[str, Plain]) -> Iterator[Problem]:
+    """Problems of a bucket."""
+    if inputs.get("region") is None:
+        yield "region", "is required in a rehearsal"
+    if inputs.get("forceDestroy") is True:
+        yield "forceDestroy", "is not rehearsed: backups are deleted by nobody"
+
+
+def bucket_versioning(inputs: dict[str, Plain]) -> Iterator[Problem]:
+    """Problems of a bucket's versioning."""
+    yield from _one_of(inputs["versioningConfiguration"], "status", "versioningConfiguration", "Enabled", "Suspended")
+
+
+def bucket_object_lock(inputs: dict[str, Plain]) -> Iterator[Problem]:
+    """Problems of a bucket's lock."""
+    rule = inputs.get("rule")
+    if rule is None:
+        yield "rule", "is required in a rehearsal: a lock that nobody asks for has no effect"
+    elif rule != UNKNOWN:
+        retention = rule["defaultRetention"]
+        yield from _one_of(retention, "mode", "rule.defaultRetention", "GOVERNANCE", "COMPLIANCE")
+        yield from _whole(retention, "days", "rule.defaultRetention", 36500)
+        if "years" in retention:
+            yield "rule.defaultRetention.years", "is not rehearsed: days are"
+
+
+def bucket_encryption(inputs: dict[str, Plain]) -> Iterator[Problem]:
+    """Problems of a bucket's encryption."""
+    found = inputs["rules"]
+    if found != UNKNOWN:
+        if len(found) != 1:
+            yield "rules", "must be one rule"
+        for rule in found:
+            how = rule.get("applyServerSideEncryptionByDefault")
+            if how is None:
+                yield "rules[0].applyServerSideEncryptionByDefault", "is required"
+            else:
+                # Others need a key, which isn't rehearsed.
+                yield from _one_of(how, "sseAlgorithm", "rules[0].applyServerSideEncryptionByDefault", "AES256")
+
+
+def bucket_ownership(inputs: dict[str, Plain]) -> Iterator[Problem]:
+    """Problems of a bucket's ownership controls."""
+    allowed = ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter")
+    yield from _one_of(inputs["rule"], "objectOwnership", "rule", *allowed)
+
+
+def bucket_policy(inputs: dict[str, Plain]) -> Iterator[Problem]:
+    """Problems of a bucket's policy, of which a rehearsal has one kind."""
+    text = inputs["policy"]
+    yield from _policy(text, "policy")
+    if text != UNKNOWN and "aws:SecureTransport" not in text:
+        yield "policy", "is not rehearsed: only what denies requests without TLS is"
+
+
+def bucket_lifecycle(inputs: dict[str, Plain]) -> Iterator[Problem]:
+    """Problems of a bucket's lifecycle rules."""
+    found = inputs.get("rules")
+    if not found:
+        yield "rules", "must be at least one rule"
+    elif found != UNKNOWN:
+        for index, rule in enumerate(found):
+            where = f"rules[{index}]"
+            yield from _one_of(rule, "status", where, "Enabled", "Disabled")
+            for section, key in _LIFECYCLE.items():
+                if section in rule:
+                    yield from _whole(rule[section], key, f"{where}.{section}", 36500)
+            for name in rule:
+                if name not in {"id", "status", "filter", *_LIFECYCLE} and not name.startswith("__"):
+                    yield f"{where}.{name}", "is not rehearsed"
+
+
+_LIFECYCLE = {
+    "expiration": "days",
+    "noncurrentVersionExpiration": "noncurrentDays",
+    "abortIncompleteMultipartUpload": "daysAfterInitiation",
+}
+
+
+def _one_of(values: Plain, key: str, path: str, *allowed: str) -> Iterator[Problem]:
+    if values != UNKNOWN and values.get(key) not in {UNKNOWN, *allowed}:
+        yield f"{path}.{key}", f"must be one of {', '.join(allowed)}"
+
+
+def _whole(values: Plain, key: str, path: str, most: int) -> Iterator[Problem]:
+    if values != UNKNOWN and values.get(key) != UNKNOWN and not 1 <= (values.get(key) or 0) <= most:
+        yield f"{path}.{key}", f"must be a number of days from 1 to {most}"
+
+
 def parameter(arguments: Mapping[str, Plain]) -> dict[str, Plain]:
     """A public parameter of Systems Manager. Raises RealmError where there is none of this name."""
     name = arguments["name"]

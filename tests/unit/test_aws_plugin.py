@@ -14,7 +14,7 @@ from pulumi.provider.experimental import provider
 from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.rpc import UNKNOWN
 
-from rehearsal.aws import routing, rules
+from rehearsal.aws import endpoints, routing, rules, storage
 from rehearsal.aws.resources import Api, functions, resources
 from rehearsal.cloud_firewall import CloudFirewall, Rule
 from rehearsal.network import PUBLIC, Network, Router
@@ -27,6 +27,7 @@ Values = dict[str, Any]
 
 POLICY = '{"Version": "2012-10-17", "Statement": [{}]}'
 RULE = {"securityGroupId": "sg-1", "ipProtocol": "tcp", "fromPort": 22, "toPort": 22, "cidrIpv4": "192.0.2.0/24"}
+OF_BUCKET = {"bucket": "rehearsed-bucket-00001001", "region": "eu-central-1"}
 INPUTS: dict[str, Values] = {
     "ec2/vpc:Vpc": {"cidrBlock": "10.20.0.0/24", "assignGeneratedIpv6CidrBlock": True, "region": "eu-central-1"},
     "ec2/subnet:Subnet": {"vpcId": "vpc-1", "cidrBlock": "10.20.0.0/25", "ipv6CidrBlock": "2001:db8:7:100::/64"},
@@ -53,6 +54,30 @@ INPUTS: dict[str, Values] = {
     "cloudwatch/logGroup:LogGroup": {"name": "/flows", "retentionInDays": 90},
     "iam/role:Role": {"assumeRolePolicy": POLICY},
     "iam/rolePolicy:RolePolicy": {"role": "role-1", "policy": POLICY},
+    "iam/instanceProfile:InstanceProfile": {"role": "role-1"},
+    "s3/bucket:Bucket": {"objectLockEnabled": True, "forceDestroy": False, "region": "eu-central-1"},
+    "s3/bucketVersioning:BucketVersioning": {**OF_BUCKET, "versioningConfiguration": {"status": "Enabled"}},
+    "s3/bucketObjectLockConfiguration:BucketObjectLockConfiguration": {
+        **OF_BUCKET,
+        "rule": {"defaultRetention": {"mode": "GOVERNANCE", "days": 35}},
+    },
+    "s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration": {
+        **OF_BUCKET,
+        "rules": [{"applyServerSideEncryptionByDefault": {"sseAlgorithm": "AES256"}}],
+    },
+    "s3/bucketPublicAccessBlock:BucketPublicAccessBlock": {**OF_BUCKET, "blockPublicAcls": True},
+    "s3/bucketOwnershipControls:BucketOwnershipControls": {
+        **OF_BUCKET,
+        "rule": {"objectOwnership": "BucketOwnerEnforced"},
+    },
+    "s3/bucketPolicy:BucketPolicy": {
+        **OF_BUCKET,
+        "policy": '{"Version": "2012-10-17", "Statement": [{"Condition": {"Bool": {"aws:SecureTransport": "false"}}}]}',
+    },
+    "s3/bucketLifecycleConfiguration:BucketLifecycleConfiguration": {
+        **OF_BUCKET,
+        "rules": [{"id": "all", "status": "Enabled", "filter": {"prefix": ""}, "expiration": {"days": 35}}],
+    },
     "ec2/flowLog:FlowLog": {
         "vpcId": "vpc-1",
         "trafficType": "ALL",
@@ -72,7 +97,8 @@ INPUTS: dict[str, Values] = {
     },
 }
 (VPC, SUBNET, GATEWAY, TABLE, ROUTE, ASSOCIATION, ADDRESS, NAT, INTERFACE, GROUP, DEFAULT) = list(INPUTS)[:11]
-(INGRESS, EGRESS, LOG, ROLE, POLICIES, FLOWS, INSTANCE) = list(INPUTS)[11:]
+(INGRESS, EGRESS, LOG, ROLE, POLICIES, PROFILE, BUCKET, VERSIONS, LOCK, ENCRYPTION) = list(INPUTS)[11:21]
+(ACCESS, OWNERSHIP, BUCKET_POLICY, LIFECYCLE, FLOWS, INSTANCE) = list(INPUTS)[21:]
 
 
 @dataclass
@@ -94,6 +120,10 @@ class Account:
     store: Store
     machines: list[Any] = field(default_factory=list)
     power: Power = field(default_factory=Power)
+    told: list[int] = field(default_factory=list)
+    """How many buckets there were whenever S3 was told."""
+    full: set[str] = field(default_factory=set)
+    """Buckets that hold something."""
 
     def make(self, kind: str, **changes: object) -> str:
         """The id of a new resource."""
@@ -110,9 +140,11 @@ class Account:
 
 
 @pytest.fixture
-def account(tmp_path: Path) -> Account:
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Account:
     api, store = Api(tmp_path), Store(tmp_path / "cloud")
-    found = Account(StandIn(resources(api), functions()), api, store)
+    found = Account(StandIn({**resources(api), **storage.resources(api)}, functions()), api, store)
+    monkeypatch.setattr(endpoints, "sync", lambda _: found.told.append(len(api.all(endpoints.BUCKET))))
+    monkeypatch.setattr(endpoints, "holds_something", lambda _realm, bucket: bucket in found.full)
 
     def set_router(number: int, router: Router) -> None:
         record = store.get(ROUTERS, number)
@@ -230,6 +262,29 @@ BAD: list[tuple[str, Values, str]] = [
     (INGRESS, {"description": "a < b"}, "description"),
     (ROLE, {"assumeRolePolicy": "{}"}, "assumeRolePolicy"),
     (POLICIES, {"policy": "no JSON"}, "policy"),
+    (BUCKET, {"bucket": "mine"}, "bucket"),
+    (BUCKET, {"acl": "private"}, "acl"),
+    (BUCKET, {"forceDestroy": True}, "forceDestroy"),
+    (BUCKET, {"region": None}, "region"),
+    (VERSIONS, {"versioningConfiguration": {"status": "enabled"}}, "versioningConfiguration.status"),
+    (LOCK, {"rule": None}, "rule"),
+    (LOCK, {"rule": {"defaultRetention": {"mode": "SOFT", "days": 1}}}, "rule.defaultRetention.mode"),
+    (LOCK, {"rule": {"defaultRetention": {"mode": "GOVERNANCE", "days": 0}}}, "rule.defaultRetention.days"),
+    (LOCK, {"rule": {"defaultRetention": {"mode": "GOVERNANCE", "years": 1}}}, "rule.defaultRetention.years"),
+    (ENCRYPTION, {"rules": []}, "rules"),
+    (
+        ENCRYPTION,
+        {"rules": [{"applyServerSideEncryptionByDefault": {"sseAlgorithm": "aws:kms"}}]},
+        "rules[0].applyServerSideEncryptionByDefault.sseAlgorithm",
+    ),
+    (OWNERSHIP, {"rule": {"objectOwnership": "Mine"}}, "rule.objectOwnership"),
+    (BUCKET_POLICY, {"policy": "no JSON"}, "policy"),
+    (BUCKET_POLICY, {"policy": POLICY}, "policy"),
+    (LIFECYCLE, {"rules": []}, "rules"),
+    (LIFECYCLE, {"rules": [{"id": "x", "status": "On"}]}, "rules[0].status"),
+    (LIFECYCLE, {"rules": [{"id": "x", "status": "Enabled", "expiration": {"days": 0}}]}, "rules[0].expiration.days"),
+    (LIFECYCLE, {"rules": [{"id": "x", "status": "Enabled", "transitions": []}]}, "rules[0].transitions"),
+    (PROFILE, {"path": "/x/"}, "path"),
     (FLOWS, {"trafficType": "all"}, "trafficType"),
     (FLOWS, {"iamRoleArn": None}, "iamRoleArn"),
     (INSTANCE, {"ami": None}, "ami"),
@@ -273,6 +328,12 @@ def test_a_refusal_does_not_show_the_value(plugin: StandIn) -> None:
         (INGRESS, "description", "x", False),
         (INGRESS, "securityGroupId", "sg-2", True),
         (FLOWS, "trafficType", "REJECT", True),
+        (BUCKET, "objectLockEnabled", False, True),
+        (BUCKET, "tags", {"Name": "x"}, False),
+        (LOCK, "rule", {"defaultRetention": {"mode": "GOVERNANCE", "days": 36}}, False),
+        (LOCK, "bucket", "rehearsed-bucket-00001002", True),
+        (PROFILE, "role", "role-2", False),
+        (INSTANCE, "iamInstanceProfile", "profile-2", False),
         (INSTANCE, "ami", "ami-0deb1200000000000", True),
         (INSTANCE, "primaryNetworkInterface", {"networkInterfaceId": "eni-2"}, True),
         (INSTANCE, "instanceType", "t3.small", False),
@@ -445,6 +506,49 @@ def test_a_protected_instance_is_not_terminated(account: Account) -> None:
     account.machines.append(SimpleNamespace(number=9, label="db-1", details={"interface": "eni-1", "inputs": inputs}))
     with pytest.raises(RealmError, match="OperationNotPermitted"):
         account.delete(INSTANCE, "i-00000009")
+
+
+def test_what_is_said_of_a_bucket_is_said_once_and_of_one_that_is_there(account: Account) -> None:
+    with pytest.raises(RealmError, match="NoSuchBucket"):
+        account.make(VERSIONS)
+    bucket = account.make(BUCKET)
+    with pytest.raises(RealmError, match="NoSuchBucket"):
+        account.make(VERSIONS, bucket=bucket, region="eu-north-1")
+    account.make(LOCK, bucket=bucket)
+    with pytest.raises(RealmError, match="managed already"):
+        account.make(LOCK, bucket=bucket)
+    plain = account.make(BUCKET, objectLockEnabled=None)
+    with pytest.raises(RealmError, match="InvalidBucketState"):
+        account.make(LOCK, bucket=plain)
+    # S3 is told of each when it is in the database.
+    assert account.told == [1, 1, 2]
+
+
+def test_a_bucket_that_holds_anything_is_not_deleted(account: Account) -> None:
+    bucket = account.make(BUCKET)
+    account.full.add(bucket)
+    with pytest.raises(RealmError, match="BucketNotEmpty"):
+        account.delete(BUCKET, bucket)
+    account.full.clear()
+    account.delete(BUCKET, bucket)
+    assert account.told == [1, 0]
+
+
+def test_an_instance_has_a_profile_that_there_is_which_then_stays(account: Account, net: Net) -> None:
+    role = account.make(ROLE)
+    with pytest.raises(RealmError, match="NoSuchEntity"):
+        account.make(PROFILE, role="role-7")
+    profile = account.make(PROFILE, role=account.api.all("role")[role]["facts"]["name"])
+    name = account.api.all("instance profile")[profile]["facts"]["name"]
+    one = interface(account, net.private, net.group)
+    with pytest.raises(RealmError, match="there is no instance profile 'profile-7'"):
+        account.make(INSTANCE, iamInstanceProfile="profile-7", primaryNetworkInterface={"networkInterfaceId": one})
+    details = {"interface": one, "inputs": {"iamInstanceProfile": name}}
+    account.machines.append(SimpleNamespace(number=9, label="db-1", details=details))
+    with pytest.raises(RealmError, match="is db-1's"):
+        account.delete(PROFILE, profile)
+    account.machines.clear()
+    account.delete(PROFILE, profile)
 
 
 def test_the_router_follows_the_api(account: Account, net: Net) -> None:
