@@ -10,6 +10,8 @@ from policies.policy import Config, Guideline, Option, Resource, Stack, Violatio
 from policies.prevent_direct_access import DATABASE_PATTERN
 from policies.resources import (
     AWS_LAUNCH_TEMPLATE,
+    BACKUP_BUCKET_NAME,
+    BUCKETS,
     LINODE_INSTANCE,
     MANAGED_DATABASES,
     SERVERS,
@@ -197,6 +199,13 @@ def _password_rules(resource: Resource, _config: Config) -> Violations:
         yield "makes accounts, and sets no rules for their passwords"
 
 
+_VERSIONS = ("aws:s3/bucketVersioning:BucketVersioning", "aws:s3/bucketVersioningV2:BucketVersioningV2")
+_LOCKS = (
+    "aws:s3/bucketObjectLockConfiguration:BucketObjectLockConfiguration",
+    "aws:s3/bucketObjectLockConfigurationV2:BucketObjectLockConfigurationV2",
+)
+
+
 @GUIDELINE.stack_rule(
     "bucket-without-versions",
     "What is overwritten or deleted in a bucket can be had back",
@@ -211,7 +220,34 @@ def _versions(resource: PolicyResource, _config: Config, stack: Stack) -> Violat
     if own is True or (isinstance(own, Mapping) and own.get("enabled")):
         return
     for other in stack:
-        kinds = ("aws:s3/bucketVersioning:BucketVersioning", "aws:s3/bucketVersioningV2:BucketVersioningV2")
-        if other.resource_type in kinds and any(bucket.urn == resource.urn for bucket in linked(other, "bucket")):
+        if other.resource_type in _VERSIONS and any(bucket.urn == resource.urn for bucket in linked(other, "bucket")):
             return
     yield "keeps no versions"
+
+
+@GUIDELINE.stack_rule(
+    "backup-bucket-without-lock",
+    "Backups in a bucket can't be overwritten or deleted before their time",
+    section="3.11.2",
+    severity=Severity.HIGH,
+    types=BUCKETS,
+    steps="Make the bucket with objectLockEnabled; add BucketVersioning (Enabled) and a BucketObjectLockConfiguration.",
+    options={
+        "backupBuckets": Option(BACKUP_BUCKET_NAME, "Names of buckets that hold backups (regular expression)"),
+        "days": Option(7, "For how many days a backup is locked at least"),
+    },
+)
+def _without_lock(resource: PolicyResource, config: Config, stack: Stack) -> Violations:
+    if not re.search(config["backupBuckets"], resource.name, re.I):
+        return
+    own = [other for other in stack if any(bucket.urn == resource.urn for bucket in linked(other, "bucket"))]
+    versions = [other.props.get("versioningConfiguration") or {} for other in own if other.resource_type in _VERSIONS]
+    if not any(one.get("status") == "Enabled" for one in versions):
+        yield "keeps no versions: who may add to it can overwrite what is there"
+    rules = [other.props.get("rule") or {} for other in own if other.resource_type in _LOCKS]
+    retentions = [rule.get("defaultRetention") or {} for rule in rules]
+    days = max((int(one.get("days") or 0) or 365 * int(one.get("years") or 0) for one in retentions), default=0)
+    if not resource.props.get("objectLockEnabled") or days == 0:
+        yield "locks nothing: who may delete from it can delete every backup"
+    elif days < config["days"]:
+        yield f"locks a backup for {days} days, not for {config['days']}"

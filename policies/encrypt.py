@@ -11,6 +11,7 @@ from policies.policy import Config, Guideline, Option, Resource, Stack, Violatio
 from policies.resources import (
     AWS_INSTANCE,
     AWS_LAUNCH_TEMPLATE,
+    BUCKETS,
     COMMAND,
     FIREWALLS,
     LINODE_INSTANCE,
@@ -24,7 +25,6 @@ GUIDELINE = Guideline("Encrypt all communications")
 
 _EBS_VOLUME = "aws:ebs/volume:Volume"
 _LINODE_VOLUME = "linode:index/volume:Volume"
-_BUCKETS = ("aws:s3/bucket:Bucket", "aws:s3/bucketV2:BucketV2")
 
 
 @GUIDELINE.rule(
@@ -259,7 +259,7 @@ def _managed_storage(resource: Resource, _config: Config) -> Violations:
     "A bucket says how it is encrypted",
     section="3.11.2",
     severity=Severity.LOW,
-    types=_BUCKETS,
+    types=BUCKETS,
     steps="Add aws.s3.BucketServerSideEncryptionConfiguration with a key of your own (aws:kms).",
     level=EnforcementLevel.ADVISORY,
 )
@@ -284,7 +284,7 @@ def _bucket(resource: PolicyResource, _config: Config, stack: Stack) -> Violatio
     "A bucket refuses requests without TLS",
     section="4.2",
     severity=Severity.LOW,
-    types=_BUCKETS,
+    types=BUCKETS,
     steps="Add a bucket policy that denies everything where aws:SecureTransport is false.",
     level=EnforcementLevel.ADVISORY,
 )

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pulumi_policy import Severity
+from pulumi_policy import PolicyResource, Severity
 
-from policies.policy import Config, Guideline, Option, Properties, Resource, Violations, each, given
-from policies.resources import COMMAND, FIREWALLS, TELL_SERVERS, openings
+from policies.policy import Config, Guideline, Option, Properties, Resource, Stack, Violations, each, given
+from policies.resources import BACKUP_BUCKET_NAME, BUCKETS, COMMAND, FIREWALLS, TELL_SERVERS, linked, openings
 from policies.user_data import told
 
 GUIDELINE = Guideline("Use the least privilege possible")
@@ -197,3 +197,37 @@ def _unlimited_key(resource: Resource, _config: Config) -> Violations:
     for name in each(accesses, lambda access: access.get("bucketName")):
         if name == "*":
             yield "may use every bucket"
+
+
+# What an upload of a large file needs beside s3:PutObject.
+_ADDS = frozenset(
+    {"s3:putobject", "s3:abortmultipartupload", "s3:listmultipartuploadparts", "s3:listbucketmultipartuploads"}
+)
+
+
+@GUIDELINE.stack_rule(
+    "server-does-more-than-add-backups",
+    "A server may add to the bucket of its backups, and neither read nor delete what is there",
+    section="3.11.2",
+    severity=Severity.HIGH,
+    types=["aws:iam/rolePolicy:RolePolicy"],
+    steps="Allow s3:PutObject on the bucket's objects only; restore with the credentials of a person.",
+    options={"backupBuckets": Option(BACKUP_BUCKET_NAME, "Names of buckets that hold backups (regular expression)")},
+)
+def _more_than_add(resource: PolicyResource, config: Config, stack: Stack) -> Violations:
+    roles = {role.urn for role in linked(resource, "role")}
+    profiles = [other for other in stack if other.resource_type == "aws:iam/instanceProfile:InstanceProfile"]
+    if not any(role.urn in roles for profile in profiles for role in linked(profile, "role")):
+        return
+    # In a preview of a new stack, the ARN isn't known, and the bucket is.
+    about = any(
+        other.resource_type in BUCKETS and re.search(config["backupBuckets"], other.name, re.I)
+        for other in linked(resource, "policy")
+    )
+    for statement in statements(resource.props.get("policy")):
+        named = any(re.search(config["backupBuckets"], str(one), re.I) for one in _list(statement.get("Resource")))
+        if statement.get("Effect") != "Allow" or not (about or named):
+            continue
+        for action in map(str, _list(statement.get("Action"))):
+            if action.lower().startswith(("s3:", "*")) and action.lower() not in _ADDS:
+                yield f"lets a server do {action} where its backups are"

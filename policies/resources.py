@@ -42,6 +42,10 @@ MANAGED_DATABASES = frozenset(
     }
 )
 
+BUCKETS = frozenset({"aws:s3/bucket:Bucket", "aws:s3/bucketV2:BucketV2"})
+# By name, as people name them.
+BACKUP_BUCKET_NAME = r"backup"
+
 ALL_PORTS = (0, 65535)
 
 # By name, as people name them: db-1, users_mysql, database. "dbt" or "sandbox" is none.

@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -216,6 +216,30 @@ def bucket(*others: Made) -> list[Made]:
     return [aws("s3/Bucket", "files"), *others]
 
 
+def backup_bucket(*others: Made, **changes: bool) -> list[Made]:
+    return [aws("s3/Bucket", "nightly-Backups", **{"objectLockEnabled": True, **changes}), *others]
+
+
+VERSIONS = aws(
+    "s3/BucketVersioning",
+    "versions",
+    {"bucket": "nightly-Backups"},
+    versioningConfiguration={"status": "Enabled"},
+)
+
+
+def locked(**retention: int) -> Made:
+    rule = {"defaultRetention": {"mode": "GOVERNANCE", **retention}}
+    return aws("s3/BucketObjectLockConfiguration", "lock", {"bucket": "nightly-Backups"}, rule=rule)
+
+
+def of_server(policy: str, /, **links: str) -> list[Made]:
+    """A policy of a server's role."""
+    profile = aws("iam/InstanceProfile", "profile", {"role": "writer"})
+    rights = aws("iam/RolePolicy", "rights", {"role": "writer", **links}, policy=policy)
+    return [*backup_bucket(), aws("iam/Role", "writer"), profile, rights]
+
+
 def blocked(**changes: bool) -> Made:
     names = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets")
     return aws("s3/BucketPublicAccessBlock", "block", {"bucket": "files"}, **dict.fromkeys(names, True) | changes)
@@ -280,6 +304,29 @@ LEAST_PRIVILEGE = {
             [aws("iam/RolePolicy", "all", policy=policy_document(NotAction="iam:*", Resource="*"))],
         ],
         good=[[aws("iam/Policy", "put", policy=policy_document(Action=["s3:PutObject"], Resource="arn:aws:s3:::b/*"))]],
+    ),
+    "server-does-more-than-add-backups": Example(
+        bad=[
+            of_server(policy_document(Action="s3:*", Resource="arn:aws:s3:::x/*"), policy="nightly-Backups"),
+            of_server(policy_document(Action=["s3:PutObject", "s3:GetObject"], Resource="arn:aws:s3:::my-backups/*")),
+            of_server(policy_document(Action=["*"], Resource=["arn:aws:s3:::my-backups"])),
+        ],
+        good=[
+            of_server(policy_document(Action="s3:PutObject", Resource="arn:aws:s3:::x/*"), policy="nightly-Backups"),
+            of_server(policy_document(Action="s3:GetObject", Resource="arn:aws:s3:::releases/*")),
+            of_server(policy_document(Action="logs:PutLogEvents", Resource="*"), policy="nightly-Backups"),
+            # A person's, or another service's.
+            [
+                aws("iam/Role", "reader"),
+                aws(
+                    "iam/RolePolicy",
+                    "rights",
+                    {"role": "reader"},
+                    policy=policy_document(Action="s3:GetObject", Resource="arn:aws:s3:::my-backups/*"),
+                ),
+            ],
+        ],
+        lenient={"backupBuckets": "^nothing$"},
     ),
     "iam-administrator-rights": Example(
         bad=[[aws("iam/RolePolicyAttachment", "admin", policyArn="arn:aws:iam::aws:policy/AdministratorAccess")]],
@@ -532,6 +579,25 @@ AUTOMATE_CHECKS = {
             bucket(aws("s3/BucketVersioning", "versions", {"bucket": "files"})),
             [linode_resource("ObjectStorageBucket", "f", versioning=True)],
         ],
+    ),
+    "backup-bucket-without-lock": Example(
+        bad=[
+            backup_bucket(),
+            backup_bucket(VERSIONS),
+            backup_bucket(locked(days=35)),
+            backup_bucket(VERSIONS, locked(days=6)),
+            backup_bucket(VERSIONS, locked(days=35), objectLockEnabled=False),
+            backup_bucket(
+                replace(VERSIONS, props={"versioningConfiguration": {"status": "Suspended"}}), locked(days=35)
+            ),
+        ],
+        good=[
+            backup_bucket(VERSIONS, locked(days=35)),
+            backup_bucket(VERSIONS, locked(years=1)),
+            # What is in it, its name says.
+            bucket(),
+        ],
+        lenient={"backupBuckets": "^nothing$", "days": 1},
     ),
 }
 

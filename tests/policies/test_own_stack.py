@@ -47,7 +47,9 @@ REGIONS = {"linode": "eu-central", "aws": "eu-central-1"}
 
 
 def config(cloud: str, changes: Mapping[str, object] | None = None) -> Config:
-    return configuration({"cloud": cloud, "region": REGIONS[cloud], **(changes or {})})
+    # With all that the cloud can have.
+    more = {"backup.bucket": True} if cloud == "aws" else {}
+    return configuration({"cloud": cloud, "region": REGIONS[cloud], **more, **(changes or {})})
 
 
 def resources(cloud: str, changes: Mapping[str, object] | None = None, *, preview: bool = False) -> list[Made]:
@@ -286,6 +288,21 @@ OF_A_CLOUD: dict[str, dict[str, Mutation]] = {
         "imds-hop-limit": given(AWS_INSTANCE, metadata_options={"http_put_response_hop_limit": 2}),
         "iam-policy-with-wildcard": given(
             "aws:iam/rolePolicy:RolePolicy", policy=policy_document(Action="*", Resource="*")
+        ),
+        "server-does-more-than-add-backups": given(
+            "aws:iam/rolePolicy:RolePolicy",
+            policy=policy_document(Action="s3:*", Resource="arn:aws:s3:::backup-of-somebody/*"),
+        ),
+        "bucket-public-acl": given("aws:s3/bucket:Bucket", acl="public-read"),
+        "bucket-public-policy": given(
+            "aws:s3/bucketPolicy:BucketPolicy",
+            policy=policy_document(Principal="*", Action="s3:GetObject", Resource="*"),
+        ),
+        "bucket-public-access-not-blocked": given(
+            "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock", block_public_policy=False
+        ),
+        "backup-bucket-without-lock": given(
+            "aws:s3/bucketVersioning:BucketVersioning", versioning_configuration={"status": "Suspended"}
         ),
         "database-replaced-by-user-data": given(AWS_INSTANCE, user_data_replace_on_change=True),
         "vpc-without-flow-logs": given("aws:ec2/flowLog:FlowLog", vpc_id="vpc-1"),

@@ -83,6 +83,8 @@ _AWS: dict[str, Callable[[str], dict[str, Any]]] = {
     },
     "aws:cloudwatch/logGroup:LogGroup": lambda name: {"arn": f"arn of {name}"},
     "aws:iam/role:Role": lambda name: {"arn": f"arn of {name}", "name": name},
+    "aws:iam/instanceProfile:InstanceProfile": lambda name: {"name": f"{name}-1a2b3c4"},
+    "aws:s3/bucket:Bucket": lambda name: {"arn": f"arn:aws:s3:::{name}-1a2b3c4", "bucket": f"{name}-1a2b3c4"},
 }
 
 

@@ -2,7 +2,9 @@
 
 import base64
 import gzip
+import io
 import json
+import tarfile
 from functools import cache
 from typing import Any
 
@@ -216,6 +218,117 @@ def test_the_image_is_the_newest_of_its_makers_or_the_one_that_is_named(monkeypa
     monkeypatch.setattr("tests.unit.program.Cloud.call", asked)
     made = run(config({"imageId": "ami-0123456789abcdef0"}), preview=True)
     assert made.of("db-1")["instance"].inputs["ami"] == "ami-0123456789abcdef0"
+
+
+# The bucket
+
+
+@cache
+def with_bucket(*, server: bool = True, preview: bool = False) -> Program:
+    return run(config({"backup.bucket": True, "backup.server": server}), preview=preview)
+
+
+BUCKET = "backup-bucket-1a2b3c4"
+
+
+def test_without_one_there_is_nothing_of_it() -> None:
+    made = program().resources
+    assert not [one.name for one in made.values() if one.type.startswith("aws:s3/") or "bucket" in one.name]
+    assert not [one.name for one in made.values() if "iamInstanceProfile" in one.inputs]
+
+
+def test_what_arrives_is_locked_for_as_long_as_it_is_kept() -> None:
+    made = run(config({"backup.bucket": True, "backup.bucketDays": 90})).of("backup-bucket")
+    bucket = with_bucket().resources["backup-bucket"]
+    assert bucket.protect
+    assert (bucket.inputs["objectLockEnabled"], bucket.inputs["forceDestroy"]) == (True, False)
+    # Pulumi's name is the only one in the world.
+    assert "bucket" not in bucket.inputs
+    assert made["versions"].inputs["versioningConfiguration"] == {"status": "Enabled"}
+    assert made["lock"].inputs["rule"] == {"defaultRetention": {"mode": "GOVERNANCE", "days": 90}}
+    [rule] = made["lifecycle"].inputs["rules"]
+    assert (rule["status"], rule["filter"]) == ("Enabled", {"prefix": ""})
+    assert rule["expiration"] == {"days": 90}
+    assert rule["abortIncompleteMultipartUpload"] == {"daysAfterInitiation": 2}
+    # A version that another one was put over stays locked: only when it isn't any more, this counts.
+    assert rule["noncurrentVersionExpiration"] == {"noncurrentDays": 1}
+    for part in ("versions", "lock", "lifecycle", "access", "ownership", "encryption", "policy"):
+        assert made[part].inputs["bucket"] == BUCKET
+        assert made[part].inputs["region"] == "eu-central-1"
+
+
+def test_nobody_else_reaches_it_and_nobody_in_the_clear() -> None:
+    made = with_bucket().of("backup-bucket")
+    block = made["access"].inputs
+    names = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets")
+    assert [block[name] for name in names] == [True] * 4
+    assert made["ownership"].inputs["rule"] == {"objectOwnership": "BucketOwnerEnforced"}
+    [rule] = made["encryption"].inputs["rules"]
+    assert rule["applyServerSideEncryptionByDefault"] == {"sseAlgorithm": "AES256"}
+    [statement] = json.loads(made["policy"].inputs["policy"])["Statement"]
+    assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "s3:*")
+    assert statement["Resource"] == [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/*"]
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_the_database_server_may_add_and_do_nothing_else_and_no_other_may_anything() -> None:
+    made = with_bucket().resources
+    [statement] = json.loads(made["backup-bucket-writer-rights"].inputs["policy"])["Statement"]
+    assert statement == {"Effect": "Allow", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
+    [trust] = json.loads(made["backup-bucket-writer"].inputs["assumeRolePolicy"])["Statement"]
+    assert (trust["Action"], trust["Principal"]) == ("sts:AssumeRole", {"Service": "ec2.amazonaws.com"})
+    # Of this role, there is this policy only.
+    policies = {one.name for one in made.values() if one.inputs.get("role") == "backup-bucket-writer"}
+    assert policies == {"backup-bucket-writer-rights", "backup-bucket-writer-profile"}
+    profiles = {
+        one.name: one.inputs.get("iamInstanceProfile") for one in made.values() if one.name.endswith("-instance")
+    }
+    assert profiles == {
+        "app-1-instance": None,
+        "db-1-instance": "backup-bucket-writer-profile-1a2b3c4",
+        "backup-1-instance": None,
+    }
+
+
+def test_a_bucket_that_comes_later_replaces_nothing() -> None:
+    before, after = program().resources, with_bucket().resources
+    changed = {
+        (name, key)
+        for name, one in before.items()
+        for key in one.inputs.keys() | after[name].inputs.keys()
+        if one.inputs.get(key) != after[name].inputs.get(key) and key not in after[name].ignored
+    }
+    scripts = {(f"db-1-{what}-apply", key) for what in ("hardening", "backup") for key in ("stdin", "create")}
+    assert changed == {("db-1-instance", "iamInstanceProfile"), *scripts}
+
+
+@pytest.mark.parametrize("server", [True, False])
+def test_backups_begin_when_their_places_are_there_and_the_server_knows_them(*, server: bool) -> None:
+    made = with_bucket(server=server)
+    command = made.resources["db-1-backup-apply"]
+    parts = {one.urn for one in made.of("backup-bucket").values()} | {made.resources["backup-bucket"].urn}
+    role = made.resources["backup-bucket-writer"].urn
+    assert parts - {role} <= command.dependencies
+    files = unpacked_files(command)
+    assert json.loads(files["data/bucket.json"]) == {"name": BUCKET, "region": "eu-central-1"}
+    assert json.loads(files["files/etc/uds/backup/config.json"])["address"] == ("10.20.0.6" if server else None)
+    assert bool(files["files/etc/uds/backup/key"]) == server
+    assert bool(files["data/known_hosts"]) == server
+    assert ("backup-1-instance" in made.resources) == server
+    assert made.outputs["backupBucket"] == {"name": BUCKET, "region": "eu-central-1"}
+    assert "backupBucket" not in program().outputs
+    packages = unpacked_files(made.resources["db-1-hardening-apply"])["files/etc/uds/packages"].split()
+    assert {"age", "zstd", "python3-boto3"} <= set(packages)
+    others = unpacked_files(program().resources["db-1-hardening-apply"])["files/etc/uds/packages"].split()
+    assert "python3-boto3" not in others
+
+
+def unpacked_files(command: Registration) -> dict[str, str]:
+    """What a command brings to a server, by its names in the bundle."""
+    payload = str(plain(command.inputs["stdin"])).partition("\n")[2]
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(payload))) as bundle:
+        found = {member.name: bundle.extractfile(member) for member in bundle if member.isfile()}
+        return {name: file.read().decode() for name, file in found.items() if file}
 
 
 # Commands, secrets, preview, growth, outputs, refusals

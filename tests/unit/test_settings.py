@@ -146,6 +146,14 @@ BAD: dict[str, Case] = {
     # Backups
     "no keys for backups": ({"backup": None}, "backup.publicKey", ["is missing", "uds init", "backup.server to false"]),
     "nobody to open backups": ({"backup.recipients": []}, "backup.recipients", ["is missing", "uds init"]),
+    "nobody to open what is in the bucket": (
+        {"cloud": "aws", "region": "eu-central-1", "backup": {"server": False, "bucket": True}},
+        "backup.recipients",
+        ["is missing", "set backup.bucket to false"],
+    ),
+    "a bucket on linode": ({"backup.bucket": True}, "backup.bucket", ["true is for stacks on aws", "allowed", "false"]),
+    "kept for less than a week": ({"backup.bucketDays": 6}, "backup.bucketDays", ["6", "7"]),
+    "kept for ever": ({"backup.bucketDays": 3651}, "backup.bucketDays", ["3651", "3650"]),
     "another's key for backups": ({"backup.publicKey": PUBLIC}, "backup.publicKey", ["does not belong to privateKey"]),
     "no recipient": ({"backup.recipients": ["alice"]}, "backup.recipients[0]", ["'alice'", "public key of age"]),
     "cut recipient": (
@@ -286,6 +294,12 @@ def test_an_identity_for_a_recipient_is_not_shown() -> None:
     (said,) = errors({"backup.recipients": [identity]})
     assert "backup.recipients[0] is an IDENTITY" in said
     assert identity[20:] not in said
+
+
+def test_with_a_bucket_alone_no_key_of_the_backup_server_is_asked_for() -> None:
+    backup = {"server": False, "bucket": True, "recipients": [RECIPIENT]}
+    made = settings({"cloud": "aws", "region": "eu-central-1", "backup": backup}).backup
+    assert (made.are_made, made.private_key, made.bucket_days) == (True, None, 35)
 
 
 def test_without_a_backup_server_nothing_more_is_asked_for() -> None:

@@ -178,6 +178,13 @@ def test_without_the_backup_server_no_keys_of_it_are_made(stack: Memory) -> None
     assert stack.values["backup"] == {"server": False}
 
 
+def test_for_the_bucket_alone_there_is_an_identity_and_no_key(stack: Memory) -> None:
+    put(stack.values, "backup", {"server": False, "bucket": True})
+    list(init.initialise(stack, passphrase))
+    assert stack.values["backup"].keys() == {"server", "bucket", "recipients"}
+    assert (stack.keys / "backup-identity.age").exists()
+
+
 # admin
 
 
