@@ -27,7 +27,7 @@ def _age(server: Server) -> float | None:
 )
 def newest_backup(server: Server) -> Problems:
     """When the last one became complete: where it was made, and where it is kept."""
-    if not server.settings.backup.server:
+    if not server.settings.backup.are_made:
         return
     age = _age(server)
     if age is None:
@@ -38,15 +38,15 @@ def newest_backup(server: Server) -> Problems:
 
 @check("3.11.2", "A backup is made every night", _BACKUP, DB)
 def backups_are_made(server: Server) -> Problems:
-    """The timer, and what waits because the backup server did not take it."""
-    if not server.settings.backup.server:
+    """The timer, and what waits because the backup server, or the bucket, did not take it."""
+    if not server.settings.backup.are_made:
         return
     timer = server.host.service("uds-backup.timer")
     if not timer.is_enabled or not timer.is_running:
         yield "uds-backup.timer is off"
     waiting = server.read("ls /var/spool/uds-backup 2>/dev/null; true").split()
     if count := sum(name.endswith(".manifest.json") for name in waiting):
-        yield f"{count} backups wait in /var/spool/uds-backup for the backup server"
+        yield f"{count} backups wait in /var/spool/uds-backup for where they are kept"
 
 
 @check("3.11.2", "What is kept is root's alone, and whole", _BACKUP, BACKUP)
