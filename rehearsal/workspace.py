@@ -73,22 +73,19 @@ class Workspace:
             if not key.startswith(("PULUMI_", "LINODE_", "AWS_")) and key != "SSH_AUTH_SOCK"
         }
         operator = operator_file(self.folder)
-        cloud: dict[str, str] = json.loads(operator.read_text()) if operator.exists() else {}
-        return (
-            kept
-            | cloud
-            | {
-                "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
-                # The file backend would keep a side file (.attrs) beside each, not written atomically: a kill just then
-                # leaves a stack that Pulumi can't read ("failed to load checkpoint: EOF").
-                "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}?metadata=skip",
-                "PULUMI_CONFIG_PASSPHRASE_FILE": str(self.passphrase_file),
-                "PULUMI_SKIP_UPDATE_CHECK": "1",
-                # There are none, and looking for them takes longer than pydantic's own import.
-                "PYDANTIC_DISABLE_PLUGINS": "__all__",
-                "UDS_REHEARSAL": str(self.folder),
-            }
-        )
+        if operator.exists():
+            kept |= json.loads(operator.read_text())
+        return kept | {
+            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+            # The file backend would keep a side file (.attrs) beside each, not written atomically: a kill just then
+            # leaves a stack that Pulumi can't read ("failed to load checkpoint: EOF").
+            "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}?metadata=skip",
+            "PULUMI_CONFIG_PASSPHRASE_FILE": str(self.passphrase_file),
+            "PULUMI_SKIP_UPDATE_CHECK": "1",
+            # There are none, and looking for them takes longer than pydantic's own import.
+            "PYDANTIC_DISABLE_PLUGINS": "__all__",
+            "UDS_REHEARSAL": str(self.folder),
+        }
 
     def check(self) -> None:
         """Nothing is started for a stack that doesn't exist.

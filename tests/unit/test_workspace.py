@@ -9,6 +9,7 @@ import yaml
 
 from components.settings import PROJECT
 from rehearsal import workspace as module
+from rehearsal.aws.endpoints import operator_file
 from rehearsal.workspace import Workspace, merged, rehearsed_only, without_secrets
 
 SECRET = {"secure": "v1:abc"}
@@ -176,6 +177,13 @@ def test_the_environment_has_nothing_of_productions(monkeypatch: pytest.MonkeyPa
     assert environment["PULUMI_BACKEND_URL"] == f"file://{workspace.folder}/state?metadata=skip"
     assert environment["PULUMI_CONFIG_PASSPHRASE_FILE"] == str(workspace.passphrase_file)
     assert environment["UDS_REHEARSAL"] == str(workspace.folder)
+    # Where there is a bucket, what reaches it is the rehearsal's.
+    file = operator_file(workspace.folder)
+    file.parent.mkdir(parents=True)
+    file.write_text('{"AWS_ACCESS_KEY_ID": "throw-away"}')
+    found = workspace.environment()
+    assert found["AWS_ACCESS_KEY_ID"] == "throw-away"
+    assert "AWS_PROFILE" not in found
 
 
 @pytest.mark.usefixtures("project")
