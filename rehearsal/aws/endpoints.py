@@ -59,14 +59,17 @@ def sync(realm: "Realm") -> bool:
     Raises:
         RealmError: they don't start, or refuse something.
     """
-    records = [record for record in realm.store.all("resources").values() if record.get("what") == BUCKET]
     with _alone(realm.store):
+        records = [record for record in realm.store.all("resources").values() if record.get("what") == BUCKET]
         if not records:
             if _process(realm.network) is not None:
                 _stop(realm.network)
                 _tell_machines(realm, "")
-                (realm.store.folder / "machine.json").unlink(missing_ok=True)
+                for left in (realm.store.folder / "machine.json", operator_file(realm.workspace)):
+                    left.unlink(missing_ok=True)
             return False
+        # Always: a network that was lost, and made again, doesn't have it.
+        run(["ip", "address", "replace", f"{address(realm.network)}/32", "dev", realm.network.bridge(PUBLIC)])
         started = _process(realm.network) is None
         if started:
             _start(realm)
@@ -136,8 +139,6 @@ def _tell_machines(realm: "Realm", hosts: str) -> None:
 def _start(realm: "Realm") -> None:
     folder = realm.store.folder / "aws"
     folder.mkdir(mode=0o700, exist_ok=True)
-    own, device = realm.network.public_addresses(ADDRESS)[0], realm.network.bridge(PUBLIC)
-    run(["ip", "address", "replace", f"{own.partition('/')[0]}/32", "dev", device])
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "rehearsal.aws.services", str(realm.workspace)],
