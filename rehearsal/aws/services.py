@@ -22,7 +22,7 @@ os.environ["INITIAL_NO_AUTH_ACTION_COUNT"] = "0"
 
 import boto3
 from botocore.exceptions import ClientError
-from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.iam.models import iam_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.sts.models import sts_backends
@@ -55,7 +55,7 @@ class Account:
         key = self._iam.create_access_key(_OPERATOR)
         self._iam.put_user_policy(_OPERATOR, "everything", _EVERYTHING)
         self.operator = (str(key.access_key_id), str(key.secret_access_key))
-        self._done: dict[str, Values] = {}
+        self._done: dict[str, Record] = {}
 
     def make(self, records: Iterable[Record], client: Callable[[str, str], Any]) -> list[str]:
         """Make what is new, change what is different, remove what is gone; returns what could not be done.
@@ -84,7 +84,7 @@ class Account:
             if session.access_key_id == key:
                 role = session.role_arn.rpartition("/")[2]
                 names = self._iam.list_role_policies(role)
-                return [str(self._iam.get_role_policy(role, name)[1]["policy_document"]) for name in names]
+                return [self._iam.get_role_policy(role, name)[1] for name in names]
         return None
 
     def assume(self, role: str, name: str) -> Credentials | None:
@@ -157,7 +157,7 @@ class _Server(ThreadedWSGIServer):
     daemon_threads = True
 
     def __init__(self, address: str, application: Guard, context: ssl.SSLContext) -> None:
-        super().__init__(address, 443, application, handler=_Quiet)  # type: ignore[arg-type] # it is WSGI's form
+        super().__init__(address, 443, application, handler=_Quiet)
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         # What requests are told they came by.
         self.ssl_context = context

@@ -209,8 +209,8 @@ def test_only_root_on_the_database_server_is_told_who_it_is(up: Rehearsal) -> No
     # Without a token nothing is told, and nothing at all to a server that has no role.
     status = "curl -s -o /dev/null -w '%{http_code}' -m 5"
     assert up.sudo("db-1", f"{status} {ROLES}").stdout == "401"
-    asked = up.sudo("app-1", f"""{status} -H "X-aws-ec2-metadata-token: $({TOKEN})" {ROLES}""")
-    assert asked.stdout == "404"
+    told = up.sudo("app-1", f"""{status} -H "X-aws-ec2-metadata-token: $({TOKEN})" {ROLES}""")
+    assert told.stdout == "404"
 
 
 def test_while_the_bucket_is_out_of_reach_backups_wait(up: Rehearsal) -> None:

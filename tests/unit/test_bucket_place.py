@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from uds.backup import bucket as module
 from uds.backup.bucket import Bucket
 from uds.backup.catalogue import parse
 from uds.backup.fetch import fetch
@@ -129,10 +128,17 @@ def test_what_aws_says_is_told() -> None:
 
 def test_only_the_stacks_own_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"AWS_PROFILE": "production", "HOME": "/nowhere"})
-    monkeypatch.setattr(module.boto3, "Session", lambda: None)
-    with pytest.raises(AttributeError):
+    monkeypatch.setattr("boto3.Session", Nobody)
+    with pytest.raises(OperatorError, match="no AWS credentials for the bucket backups"):
         Bucket.of("backups", "eu-central-1", {"AWS_ACCESS_KEY_ID": "x", "OTHER": "y"})
     assert os.environ == {"AWS_ACCESS_KEY_ID": "x", "HOME": "/nowhere"}
+
+
+class Nobody:
+    """What boto3 makes where there are no credentials."""
+
+    def get_credentials(self) -> None:
+        return None
 
 
 class Outputs(Stack):
