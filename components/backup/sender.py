@@ -44,7 +44,7 @@ PART = ".part"
 # An empty file beside one that waits: the place whose name follows has it already.
 TAKEN = ".at-"
 
-# Debian's, as for every other program of the server.
+# The system's, as for every other program of the server.
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 # In larger files, S3 wants parts; two of them at a time keep a connection busy, and memory small.
 PART_BYTES = 16 << 20
