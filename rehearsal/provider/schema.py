@@ -19,6 +19,14 @@ Problem = tuple[str, str]
 _NAMES: dict[object, str] = {bool: "a boolean", int: "a whole number", float: "a number", str: "a string"}
 
 
+class _Later(types.ModuleType):
+    """Stands in for a module that nobody needs now, and hands out what is in it when somebody does."""
+
+    def __getattr__(self, name: str) -> object:
+        """An attribute of the real one."""
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def args_class(module: str, name: str) -> type:
     """Import one resource's argument class without all the others of its SDK (1 s)."""
     names = module.split(".")
@@ -26,7 +34,7 @@ def args_class(module: str, name: str) -> type:
     with without_the_rest(*packages):
         # The modules of resources import it, and arguments need nothing of it.
         unused = [outputs for package in packages if (outputs := f"{package}.outputs") not in sys.modules]
-        sys.modules.update({outputs: types.ModuleType(outputs) for outputs in unused})
+        sys.modules.update({outputs: _Later(outputs) for outputs in unused})
         try:
             found: type = getattr(importlib.import_module(module), name)
         finally:
