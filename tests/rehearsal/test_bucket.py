@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -284,11 +285,12 @@ def test_a_run_changes_nothing_and_one_after_a_kill_makes_the_bucket_again(up: R
 
 @nightly
 def test_nothing_is_left(up: Rehearsal) -> None:
-    network = up.realm().network
-    process = endpoints._process(network)
+    socket = Path(endpoints.control(up.realm().network))
+    assert socket.exists()
     up.make("down")
-    assert not Path(endpoints.control(network)).exists()
-    assert not Path(f"/proc/{process}").exists()
+    assert not socket.exists()
+    running = subprocess.run(["pgrep", "-f", f"rehearsal.aws.services {up.workspace}"], check=False)
+    assert running.returncode == 1
 
 
 @pytest.mark.nightly("one more stack, brought up twice")
