@@ -166,7 +166,7 @@ class _Server(ThreadedWSGIServer):
         """Who doesn't trust this server, or breaks off, is no news."""
 
 
-class _Quiet(MotoRequestHandler):
+class _Quiet(MotoRequestHandler):  # type: ignore[misc] # not read: see pyproject.toml
     timeout = 60
 
     def log(self, *_: object) -> None:
