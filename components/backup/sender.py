@@ -561,8 +561,8 @@ class Bucket:
     def push(self, path: Path, entry: Entry) -> None:
         """See `Place`."""
         # Here and below: a server without a bucket has no such packages.
-        from boto3.exceptions import S3UploadFailedError  # noqa: PLC0415
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        from boto3.exceptions import S3UploadFailedError  # noqa: PLC0415 - only servers with a bucket have it
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - only servers with a bucket have it
 
         try:
             if entry.size < PART_BYTES:
@@ -583,7 +583,7 @@ class Bucket:
             )
 
     def _put_in_parts(self, path: Path, entry: Entry) -> None:
-        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
+        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415 - only servers with a bucket have it
 
         parts = TransferConfig(
             multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
@@ -594,9 +594,9 @@ class Bucket:
 
     @cached_property
     def _client(self) -> Any:  # noqa: ANN401 - made by boto3 at run time
-        import boto3  # noqa: PLC0415
-        import botocore.session  # noqa: PLC0415
-        from botocore.config import Config  # noqa: PLC0415
+        import boto3  # noqa: PLC0415 - only servers with a bucket have it
+        import botocore.session  # noqa: PLC0415 - only servers with a bucket have it
+        from botocore.config import Config  # noqa: PLC0415 - only servers with a bucket have it
 
         session = botocore.session.get_session()
         # A busy server's first answer may take longer than the one second that it gets.
