@@ -40,6 +40,7 @@ def test_the_database_comes_back_with_its_data_and_the_application_with_it(up_wi
     # The newest one is of the new server, and empty.
     up.uds("backup", "restore", up.name, last, "--replace")
     assert database(up, "CHECKSUM TABLE people EXTENDED;") == before
+    up.uds("backup", "now", up.name)
     up.uds("backup", "drill", up.name)
     up.uds("verify", up.name)
     up.make("up", "--expect-no-changes")
