@@ -77,7 +77,9 @@ DUMP = (
     "--max-allowed-packet=1G",
 )
 # The dumps write 4 KiB at a time otherwise, and wake up the next program for each.
-BUFFERED = ("stdbuf", "--output=512K")
+BUFFERED = ("stdbuf", "--output=256K")
+# The dump is the slowest of a stream: those behind it take the processors that it and the database leave.
+BEHIND = ("nice", "--adjustment=10")
 # Without the transactions' ids, which belong to one server: a copy in another could not be filled.
 MYSQL_DUMP = (*DUMP, "--set-gtid-purged=OFF")
 
@@ -114,14 +116,24 @@ class Program:
     """A program of a stream."""
 
     def __init__(
-        self, command: Sequence[str], stdin: int | IO[bytes], allowed: frozenset[int] = frozenset({0})
+        self,
+        command: Sequence[str],
+        stdin: int | IO[bytes],
+        allowed: frozenset[int] = SUCCESS,
+        *,
+        through: Sequence[str],
     ) -> None:
-        """Start it; `allowed` are its exit statuses that are no failure."""
+        """Start it; `allowed` are its exit statuses that are no failure, `through` is what becomes it."""
         self._name, self._allowed = Path(command[0]).name, allowed
         # A file, which never fills up as a pipe does.
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the program
         self.process = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0, pipesize=PIPE_BYTES
+            [*through, *command],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            bufsize=0,
+            pipesize=PIPE_BYTES,
         )
 
     @property
@@ -156,10 +168,10 @@ def encrypt(source: Source, target: Path) -> Entry:
         BackupError: a program failed, the source ended too early, or the disk is full.
     """
     begun = time.monotonic()
-    dump = Program(source.command, subprocess.DEVNULL, source.allowed)
+    dump = Program(source.command, subprocess.DEVNULL, source.allowed, through=BUFFERED)
     # One thread: the database and its dump need the other processors.
-    zstd = Program(["zstd", "-q", "-1", "--single-thread"], subprocess.PIPE)
-    age = Program(["age", "--encrypt", "--recipients-file", str(ETC / "recipients")], zstd.output)
+    zstd = Program(["zstd", "-q", "-1", "--single-thread"], subprocess.PIPE, through=BEHIND)
+    age = Program(["age", "--encrypt", "--recipients-file", str(ETC / "recipients")], zstd.output, through=BEHIND)
     # age's alone: as long as it is open here too, zstd would not hear that age has ended.
     zstd.output.close()
     programs = (age, zstd, dump)
@@ -326,7 +338,7 @@ class Engine:
         return Source("accounts", name, ["true"], _ends_as_a_dump, f"{text}{DUMP_END.decode()}\n".encode())
 
     def _dump(self) -> Sequence[str]:
-        return [*BUFFERED, "mariadb-dump", *DUMP] if self.is_mariadb else [*BUFFERED, "mysqldump", *MYSQL_DUMP]
+        return ["mariadb-dump", *DUMP] if self.is_mariadb else ["mysqldump", *MYSQL_DUMP]
 
     def _ask(self, *statements: str) -> list[list[str]]:
         """The rows of all answers."""
