@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,11 +183,13 @@ def _summary(workspace: Workspace, stack: Stack, seconds: float) -> None:
     table = Table("server", "role", "public address", "private address")
     for name, server in facts["servers"].items():
         table.add_row(name, server["role"], server.get("publicIp", "-"), server["privateIp"])
+    # On a machine without uv, its environment has been made all the same.
+    uds = "uv run uds" if shutil.which("uv") else ".venv/bin/uds"
     out.print(f"\nThe stack {stack.name} is up, after {seconds:.0f} s.")
     out.print(table)
-    out.print(f"Log in      uv run uds ssh {stack.name} app-1        (then db-1, through app-1)")
-    out.print(f"As root     uv run uds ssh {stack.name} db-1 --sudo -- iptables -S")
-    out.print(f"Add people  uv run uds admin add {stack.name} alice --key ~/.ssh/id_ed25519.pub, then make up again")
+    out.print(f"Log in      {uds} ssh {stack.name} app-1        (then db-1, through app-1)")
+    out.print(f"As root     {uds} ssh {stack.name} db-1 --sudo -- iptables -S")
+    out.print(f"Add people  {uds} admin add {stack.name} alice --key ~/.ssh/id_ed25519.pub, then make up again")
     application = stack.section("application")
     if "release" in application:
         certificate = workspace.folder / "application.pem"

@@ -6,6 +6,7 @@ file (`HOSTS`).
 """
 
 import json
+import logging
 import ssl
 import tempfile
 import threading
@@ -24,6 +25,9 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from uds.certificates import Authority
+
+# aiosmtpd warns with every login of what it does itself.
+logging.getLogger("mail.log").setLevel(logging.ERROR)
 
 STARTTLS, TLS = 587, 465
 _PUSHOVER = "api.pushover.net"
