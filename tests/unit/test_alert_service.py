@@ -368,6 +368,48 @@ def test_the_others_hear_of_a_channel_that_stays_away(service: Service, monkeypa
     assert spy.sent == ["1", "No alerts go through spy"]
 
 
+class Picky(Spy):
+    """A channel that never takes one of the alerts."""
+
+    def __init__(self, last: str, bad: str, error: Exception) -> None:
+        super().__init__(last, [])
+        self.bad, self.error = bad, error
+
+    def send(self, alert: Alert) -> str:
+        if alert.subject == self.bad:
+            raise self.error
+        return super().send(alert)
+
+
+def test_an_alert_that_is_refused_for_its_words_holds_up_no_other(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    spy = Picky("3", "2", channels.RefusedError("550 spam"))
+    service.put([Alert("1"), Alert("2", time=0), Alert("3")])
+    threading.Thread(target=service.deliver, args=(spy,), daemon=True).start()
+    assert spy.done.wait(10)
+    assert spy.sent == ["1", "An alert of 1970-01-01 00:00:00 UTC is refused by spy", "3"]
+
+
+def test_an_alert_that_a_channel_never_heard_is_not_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = threading.Event()
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 30:
+            tries.set()
+            threading.Event().wait()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    spy = Picky("2", "1", OSError("no route"))
+    service.put([Alert("1"), Alert("2")])
+    threading.Thread(target=service.deliver, args=(spy,), daemon=True).start()
+    assert tries.wait(10)
+    assert spy.sent == []
+
+
 def test_changes_are_told_unless_only_the_automation_is_there(service: Service) -> None:
     service._changed(["account: x was added"])
     alert = service.spool.next("spy")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .alert import Alert
-from .channels import FAILURES, Channel, channels
+from .channels import FAILURES, Channel, RefusedError, channels
 from .events import IDENTIFIERS, Observer, Quiet
 from .spool import Spool
 
@@ -126,6 +126,10 @@ class Service:
             except FAILURES as error:
                 pause = min(_PATIENCE, 2**failures)
                 failures += 1
+                if isinstance(error, RefusedError) and failures % _TRIES == 0 and self._told_instead(channel, alert):
+                    failures = 0
+                    self.spool.delivered(channel.name, alert)
+                    continue
                 if failures == _TRIES:
                     self.put([Alert(f"No alerts go through {channel.name}", str(error), "critical")])
                 print(f"{channel.name} did not take alert {alert.number}, again in {pause} s: {error}", flush=True)
@@ -134,6 +138,21 @@ class Service:
             failures = 0
             self.spool.delivered(channel.name, alert)
             print(f"{channel.name} took alert {alert.number}: {answer}", flush=True)
+
+    def _told_instead(self, channel: Channel, alert: Alert) -> bool:
+        """Whether a channel takes another alert in the place of one that it refuses again and again.
+
+        Then it is that alert's words, and not the channel: those behind it would wait for ever. Its own words are not
+        among the new one's.
+        """
+        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(alert.time))
+        words = f"Its number is {alert.number}. The journal has it: journalctl -u uds-alerts"
+        try:
+            answer = channel.send(Alert(f"An alert of {moment} is refused by {channel.name}", words, "critical"))
+        except FAILURES:
+            return False
+        print(f"{channel.name} refuses alert {alert.number}, and took word of it instead: {answer}", flush=True)
+        return True
 
 
 def _name_of(uid: int) -> str:
