@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import shutil
 import subprocess
@@ -233,6 +234,24 @@ class Realm:
         if number in running:
             self.power.kill(number)
         self.power.start(number)
+
+
+class Account:
+    """A cloud's account: a workspace's realm, opened when first needed. A preview needs neither machines nor root."""
+
+    def __init__(self, workspace: Path) -> None:
+        """Use the realm of this workspace."""
+        self._workspace = workspace
+
+    @functools.cached_property
+    def realm(self) -> Realm:
+        """The realm; it was started by the rehearsal's driver."""
+        return Realm.open(self._workspace)
+
+    @property
+    def store(self) -> Store:
+        """The realm's database."""
+        return self.realm.store
 
 
 def _found_on_host(workspace: Path) -> int | None:

@@ -8,7 +8,6 @@ import base64
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +20,8 @@ from rehearsal.network import Nic, Router
 from rehearsal.provider.base import Function, Resource
 from rehearsal.provider.schema import Problem
 from rehearsal.provider.values import Plain
-from rehearsal.realm import RESOURCES, ROUTERS, VPCS, Realm
-from rehearsal.store import RealmError, Record, Store
+from rehearsal.realm import RESOURCES, ROUTERS, VPCS, Account
+from rehearsal.store import RealmError, Record
 
 Values = dict[str, Plain]
 
@@ -33,23 +32,13 @@ _RULES_LIMIT = 60
 _SECRET = frozenset({"userData", "userDataBase64"})
 
 
-class Api:
-    """The rehearsal's realm, seen as an AWS account. It's opened when first needed: a preview needs none."""
+class Api(Account):
+    """The rehearsal's realm, seen as an AWS account."""
 
     def __init__(self, workspace: Path) -> None:
         """Use the realm of this workspace."""
-        self._workspace = workspace
+        super().__init__(workspace)
         self._routing = threading.Lock()
-
-    @cached_property
-    def realm(self) -> Realm:
-        """The realm; it was started by the rehearsal's driver."""
-        return Realm.open(self._workspace)
-
-    @property
-    def store(self) -> Store:
-        """The realm's database."""
-        return self.realm.store
 
     def all(self, what: str) -> dict[str, Record]:
         """Every record of one type, by its id."""

@@ -4,7 +4,6 @@ import base64
 import datetime
 import uuid
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import ClassVar
@@ -16,30 +15,16 @@ from rehearsal.network import PUBLIC, Nic
 from rehearsal.provider.base import Resource
 from rehearsal.provider.schema import Problem
 from rehearsal.provider.values import Plain
-from rehearsal.realm import VPCS, Realm
-from rehearsal.store import RealmError, Record, Store
+from rehearsal.realm import VPCS, Account
+from rehearsal.store import RealmError, Record
 
 SUBNETS, FIREWALLS = "subnets", "firewalls"
 
 Values = dict[str, Plain]
 
 
-class Cloud:
-    """The rehearsal's realm. It's opened when first needed: a preview needs neither machines nor root."""
-
-    def __init__(self, workspace: Path) -> None:
-        """Use the realm of this workspace."""
-        self._workspace = workspace
-
-    @cached_property
-    def realm(self) -> Realm:
-        """The realm; it was started by the rehearsal's driver."""
-        return Realm.open(self._workspace)
-
-    @property
-    def store(self) -> Store:
-        """The realm's database."""
-        return self.realm.store
+class Cloud(Account):
+    """The rehearsal's realm, seen as a Linode account."""
 
     def find(self, kind: str, number: int, what: str) -> Record:
         """A record, or the API's refusal."""

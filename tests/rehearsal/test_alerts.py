@@ -126,6 +126,21 @@ def test_one_alert_through_every_channel_on_request(scene: Scene) -> None:
             assert re.search(rf"{server}\W+{channel}\W+{answer}", done.stdout), done.stdout
 
 
+def test_mail_goes_by_tls_from_the_first_byte_on_too(scene: Scene) -> None:
+    program = f"""
+import json
+from pathlib import Path
+from alerts.alert import Alert
+from alerts.channels import channels
+config = json.loads(Path("/etc/uds/alerts.json").read_text())
+config["email"] |= {scene.sinks.settings("tls")["email"]!r}
+print(next(channels(config)).send(Alert("By TLS")))
+"""
+    said = console(scene.up, "app-1", f"cd /usr/local/lib/uds; python3 -E -s -B - <<'END'\n{program}\nEND")
+    assert said.startswith("250 taken")
+    assert scene.told("By TLS", "email")
+
+
 def test_people_who_become_root_and_logins_on_the_console_are_told(scene: Scene) -> None:
     app = door(scene.up, "app-1")
     transport = log_in(app, scene.alice, scene.alice.code(1))
@@ -337,7 +352,7 @@ FAULTS: dict[str, dict[str, tuple[str, str, str]]] = {
             "ends within 30 days",
         ),
         "reboot": ("touch /run/reboot-required", "rm /run/reboot-required", "a reboot is needed"),
-        "alerts": ("systemctl stop uds-changes", "systemctl start uds-changes", "uds-changes.service does not run"),
+        "alerts": ("systemctl stop uds-changes", "systemctl start uds-changes", "uds-changes does not run"),
     },
     "db-1": {
         "firewall": ("ip6tables -F INPUT", "uds-harden", "ip6tables: the rules are gone"),

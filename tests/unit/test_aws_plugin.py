@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 from pulumi.provider.experimental import provider
-from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.rpc import UNKNOWN
 
 from rehearsal.aws import endpoints, routing, rules, storage
@@ -19,9 +17,10 @@ from rehearsal.aws.resources import Api, functions, resources
 from rehearsal.cloud_firewall import CloudFirewall, Rule
 from rehearsal.network import PUBLIC, Network, Router
 from rehearsal.provider.base import StandIn
-from rehearsal.provider.values import plain_map, wrap
+from rehearsal.provider.values import plain_map
 from rehearsal.realm import RESOURCES, ROUTERS, VPCS
 from rehearsal.store import RealmError, Store
+from tests.unit.stand_ins import properties, refusals
 
 Values = dict[str, Any]
 
@@ -173,14 +172,8 @@ def urn(kind: str) -> str:
     return f"urn:pulumi:dev::project::aws:{kind}::name"
 
 
-def properties(values: Mapping[str, Any]) -> dict[str, PropertyValue]:
-    return {key: wrap(value) for key, value in values.items()}
-
-
 def check(plugin: StandIn, kind: str, inputs: Values) -> dict[str, str]:
-    request = provider.CheckRequest(urn(kind), {}, properties(inputs), b"")
-    response = asyncio.run(plugin.check(request))
-    return {failure.property: failure.reason for failure in response.failures or []}
+    return refusals(plugin, urn(kind), inputs)
 
 
 def changed(kind: str, **changes: object) -> Values:

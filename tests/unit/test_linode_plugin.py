@@ -2,13 +2,11 @@
 
 import asyncio
 import base64
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pulumi.provider.experimental import provider
-from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.rpc import UNKNOWN
 
 from rehearsal.cloud_firewall import Rule
@@ -16,6 +14,7 @@ from rehearsal.linode import rules
 from rehearsal.linode.resources import cloud_firewall, resources
 from rehearsal.provider.base import StandIn
 from rehearsal.provider.values import plain_map, wrap
+from tests.unit.stand_ins import properties, refusals
 
 Values = dict[str, Any]
 
@@ -53,14 +52,8 @@ def plugin(tmp_path: Path) -> StandIn:
     return StandIn(resources(tmp_path))
 
 
-def properties(values: Mapping[str, Any]) -> dict[str, PropertyValue]:
-    return {key: value if isinstance(value, PropertyValue) else wrap(value) for key, value in values.items()}
-
-
 def check(plugin: StandIn, kind: str, inputs: Values) -> dict[str, str]:
-    request = provider.CheckRequest(urn(kind), {}, properties(inputs), b"")
-    response = asyncio.run(plugin.check(request))
-    return {failure.property: failure.reason for failure in response.failures or []}
+    return refusals(plugin, urn(kind), inputs)
 
 
 def changed(kind: str, **changes: object) -> Values:
