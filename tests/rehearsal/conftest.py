@@ -36,6 +36,10 @@ BOTH = ("test_aws", "test_ports")
 """Where clouds differ most: tested on both at every change, and the rest every night."""
 
 
+WHOLE = ("test_stack", "test_verify")
+"""Files that share a stack with the backup server, and so a worker."""
+
+
 def one_stack(why: str) -> pytest.MarkDecorator:
     """For tests whose subject can't depend on the cloud, to save their time: they run on the first stack alone."""
     return pytest.mark.one_stack(why)
@@ -55,10 +59,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class _ByFileOrCloud(LoadFileScheduling):  # type: ignore[misc] # as above
-    """A worker has a file's tests to itself, or all of those on another cloud, whose stack is then brought up once."""
+    """A worker has a file to itself, or all files that share a stack, which is then brought up once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((name for name in STACKS[1:] if name in nodeid), super()._split_scope(nodeid))
+        file: str = super()._split_scope(nodeid)
+        shared = "with backups" if Path(file).stem in WHOLE else file
+        return next((name for name in STACKS[1:] if name in nodeid), shared)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
@@ -242,13 +248,45 @@ def up(rehearsals: Callable[[str], Rehearsal], stack_name: str) -> Rehearsal:
     return rehearsals(stack_name)
 
 
+@pytest.fixture(scope="session")
+def whole_rehearsals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Rehearsal]]:
+    """As `rehearsals`, with the backup server."""
+    with ExitStack() as afterwards:
+
+        @cache
+        def rehearsal(name: str) -> Rehearsal:
+            folder = tmp_path_factory.mktemp("rehearsals")
+            with _in(folder):
+                made = afterwards.enter_context(_removed_afterwards(_prepared(folder, name, backups=True)))
+            made.make("up")
+            return made
+
+        yield rehearsal
+
+
 @pytest.fixture(scope="module")
-def up_with_backups(tmp_path_factory: pytest.TempPathFactory, stack_name: str) -> Iterator[Rehearsal]:
-    """As `up`, with the backup server; of a test file's own, which then doesn't use `up`."""
+def up_with_backups(whole_rehearsals: Callable[[str], Rehearsal], stack_name: str) -> Iterator[Rehearsal]:
+    """As `up`, with the backup server, for the files of `WHOLE`, which then don't use `up`."""
+    rehearsal = whole_rehearsals(stack_name)
+    with _in(rehearsal.folder):
+        yield rehearsal
+
+
+@pytest.fixture(scope="module")
+def own_with_backups(tmp_path_factory: pytest.TempPathFactory, stack_name: str) -> Iterator[Rehearsal]:
+    """As `up_with_backups`, of a test file's own, which may leave it in any state."""
     with pytest.MonkeyPatch.context() as patch:
         for rehearsal in new_rehearsal(tmp_path_factory.mktemp("rehearsals"), patch, stack_name, backups=True):
             rehearsal.make("up")
             yield rehearsal
+
+
+@contextmanager
+def _in(folder: Path) -> Iterator[None]:
+    """The rehearsals of this process are those in `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UDS_REHEARSALS", str(folder))
+        yield
 
 
 @pytest.fixture

@@ -56,9 +56,9 @@ done | mariadb --max-allowed-packet=64M
 
 
 @pytest.fixture(scope="module")
-def up(up_with_backups: Rehearsal) -> Iterator[Rehearsal]:
+def up(own_with_backups: Rehearsal) -> Iterator[Rehearsal]:
     """With data of every kind, a second database and files, all of which are saved."""
-    rehearsal = up_with_backups
+    rehearsal = own_with_backups
     rehearsal.sudo("db-1", f"mariadb <<'END'\n{DATA}\nEND\nmkdir -p /srv/files; echo {MARK} > '/srv/files/a file'")
     rehearsal.configure("backup", {"databases": ["second"], "paths": ["/srv/files", "/etc/mysql/tls"]})
     rehearsal.make("up", "--skip-preview")

@@ -27,8 +27,8 @@ def database(up: Rehearsal, statement: str) -> str:
     return up.sudo("db-1", f"mariadb {name} <<'END'\n{statement}\nEND").stdout
 
 
-def test_the_database_comes_back_with_its_data_and_the_application_with_it(up_with_backups: Rehearsal) -> None:
-    up = up_with_backups
+def test_the_database_comes_back_with_its_data_and_the_application_with_it(own_with_backups: Rehearsal) -> None:
+    up = own_with_backups
     database(up, FILL)
     before = database(up, "CHECKSUM TABLE people EXTENDED;")
     up.uds("backup", "now", up.name)
@@ -46,8 +46,8 @@ def test_the_database_comes_back_with_its_data_and_the_application_with_it(up_wi
     up.make("up", "--expect-no-changes")
 
 
-def test_a_new_backup_server_takes_backups_at_once(up_with_backups: Rehearsal) -> None:
-    up = up_with_backups
+def test_a_new_backup_server_takes_backups_at_once(own_with_backups: Rehearsal) -> None:
+    up = own_with_backups
     lose(up, "backup-1")
     up.make("up")
     up.forget_host_keys()
