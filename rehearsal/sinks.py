@@ -95,6 +95,8 @@ class Sinks:
                 ssl_context=implicit,
                 tls_context=None if implicit else context,
                 require_starttls=not implicit,
+                # It takes STARTTLS alone for TLS.
+                auth_require_tls=not implicit,
                 auth_required=True,
                 authenticator=_authenticate,
             )
