@@ -11,6 +11,7 @@ import ssl
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email import message_from_bytes
@@ -26,8 +27,9 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from uds.certificates import Authority
 
-# aiosmtpd warns with every login of what it does itself.
+# aiosmtpd warns with every login of what it does itself, and takes no TLS for one but that of STARTTLS.
 logging.getLogger("mail.log").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", "Requiring AUTH while not requiring TLS", UserWarning)
 
 STARTTLS, TLS = 587, 465
 _PUSHOVER = "api.pushover.net"
