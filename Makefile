@@ -32,8 +32,8 @@ outputs: ## Print the stack's outputs as JSON
 verify: ## Check the stack's machines against the guide
 	@$(RUN) uds verify $(STACK) --rehearsal $(ARGS)
 
-bench: ## Measure what the README promises
-	@$(RUN) python -m rehearsal bench $(STACK)
+bench: ## Measure what the README promises; ARGS="--against FOLDER" adds ansible with a copy of dev-sec's collection
+	@$(RUN) python -m rehearsal bench $(STACK) $(ARGS)
 
 test: lint ## Lint, then the tests: unit, policies, rehearsal
 	@$(RUN) python -m rehearsal prepare

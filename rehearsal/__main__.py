@@ -40,6 +40,7 @@ DEMO = "rehearsal/demo"
 
 StackName = Annotated[str, typer.Argument(metavar="STACK")]
 Arguments = Annotated[list[str] | None, typer.Argument(metavar="[-- PULUMI ARGUMENTS...]")]
+Collection = Annotated[Path | None, typer.Option(help="A copy of dev-sec's ansible collection, to compare with.")]
 
 
 @app.command()
@@ -99,9 +100,9 @@ def outputs(stack: StackName) -> None:
 
 
 @app.command()
-def bench(stack: StackName) -> None:
+def bench(stack: StackName, against: Collection = None) -> None:
     """Measure on this machine, in a rehearsal of its own."""
-    measure(stack, out)
+    measure(stack, against, out)
 
 
 def _prepare(stack: str, *, with_machines: bool) -> Workspace:

@@ -5,10 +5,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
-from rehearsal.bench import alerts, backups, release, runs
+from components.settings import parse
+from rehearsal.bench import against, alerts, backups, release, runs
 from rehearsal.bench.clock import run, seconds
 from rehearsal.bench.figures import Figure, Groups, page, table
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
@@ -17,8 +19,10 @@ from uds.stack import Stack
 PAGE = PROJECT_FOLDER / "docs" / "benchmarks.md"
 
 
-def measure(stack: str, out: Console) -> None:
-    """Measure everything, print it, and write it into the documents."""
+def measure(stack: str, collection: Path | None, out: Console) -> None:
+    """Measure everything, print it, and write it into the documents; with dev-sec's collection, that too."""
+    if collection:
+        against.check(collection)
     groups: dict[str, list[Figure]] = {}
     with _rehearsal(stack, backups=False) as drive:
         # Once before: images, tools and caches are there afterwards, as for everyone but the very first time.
@@ -27,6 +31,11 @@ def measure(stack: str, out: Console) -> None:
         _prepare(stack, backups=False)
         groups["Two servers"] = [Figure("`make up`, from nothing to ready", seconds(lambda: drive("up")), "s", "45 s")]
         groups["Two servers"] += runs.nothing_to_do(Workspace(stack))
+        image = parse(Stack.open(stack, rehearsal=True).config()).image
+    groups[against.TITLE] = []
+    if collection:
+        up, nothing, *_ = (figure.value for figure in groups["Two servers"])
+        groups[against.TITLE] = against.compare(collection, image, up, nothing, out.print)
     with _rehearsal(stack, backups=True) as drive:
         workspace, opened = Workspace(stack), Stack.open(stack, rehearsal=True)
         groups["Three servers"] = [

@@ -50,7 +50,11 @@ def page(groups: Groups, growth: Mapping[int, float]) -> str:
         "moment of the machine meets both. A goal is the most that it may be, unless it says otherwise.",
     ]
     for title, figures in groups.items():
-        lines += ["", f"## {title}", "", "| what | measured | goal |", "|---|---|---|"]
+        lines += ["", f"## {title}", ""]
+        if not figures:
+            lines.append("Not measured this time: `make help` says how.")
+            continue
+        lines += ["| what | measured | goal |", "|---|---|---|"]
         lines += [f"| {figure.what} | {figure.text} | {figure.goal} |" for figure in figures]
     counts, seconds = [str(count) for count in growth], [f"{value:.1f}" for value in growth.values()]
     lines += [
