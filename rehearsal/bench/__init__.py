@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from rehearsal.bench import alerts, backups, release, runs
+from rehearsal.bench import alerts, backups, recovery, release, runs
 from rehearsal.bench.clock import run, seconds
 from rehearsal.bench.figures import Figure, Groups, page, table
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
@@ -37,6 +37,7 @@ def measure(stack: str, out: Console) -> None:
         ]
         groups["Backups"] = [*backups.stream(opened), *backups.restore(opened)]
         groups["Alerts"] = alerts.latency(opened, lambda: drive("up"))
+        groups["Recovery"] = recovery.database_lost(opened, drive)
     with _rehearsal(stack, backups=True) as drive:
         drive("preview")
         grown = runs.growth(Workspace(stack))
