@@ -7,9 +7,8 @@ from dataclasses import dataclass
 class Image:
     """One supported operating system.
 
-    `openssh` is the version in the image's archive: it decides which algorithms and options sshd understands, and an
-    option that it doesn't know keeps sshd from starting. `linode` is Linode's own name for it, `aws` the public
-    parameter (SSM) in which its maker keeps the number of the newest image.
+    `openssh` is the version in the image's archive. `linode` is Linode's own name for it, `aws` the public parameter
+    (SSM) in which its maker keeps the number of the newest image.
     """
 
     openssh: tuple[int, int]

@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from components.catalogue import IMAGES
 from components.files import ServerFile, digest, read_tree, render
 from components.firewall import Firewall, rules_v4, rules_v6
 from components.settings import DEPLOY_USER, SettingsError
@@ -43,12 +42,13 @@ class UserDataError(SettingsError):
 class FirstBoot:
     """What a server is to become.
 
-    `deploy_sources` are the addresses from which the automation logs in (CIDR); `jump_targets` are the `address:port`
-    that people may reach through this server, if it is the bastion.
+    `openssh` is its version: it decides which algorithms and options sshd understands, and one that it doesn't know
+    keeps sshd from starting. `deploy_sources` are the addresses from which the automation logs in (CIDR);
+    `jump_targets` are the `address:port` that people may reach through this server, if it is the bastion.
     """
 
     hostname: str
-    image: str
+    openssh: tuple[int, int]
     firewall: Firewall
     packages: Sequence[str]
     deploy_public_key: str
@@ -65,7 +65,7 @@ def server_files(boot: FirstBoot) -> list[ServerFile]:
             "deploy_sources": boot.deploy_sources,
             "deploy_user": DEPLOY_USER,
             "jump_targets": boot.jump_targets,
-            "openssh": IMAGES[boot.image].openssh,
+            "openssh": boot.openssh,
             "packages": sorted({*BASE_PACKAGES, *boot.packages}),
             "rules_v4": rules_v4(boot.firewall).rstrip(),
             "rules_v6": rules_v6(boot.firewall).rstrip(),

@@ -71,18 +71,18 @@ class DbServer(pulumi.ComponentResource):
         )
         Accounts(f"{name}-accounts", settings, self.server, opts=child)
         database = MySql(f"{name}-mysql", settings, self.server, opts=child)
+        places = [*([store.ready] if store else []), *(bucket.ready if bucket else [])]
+        Backup(
+            f"{name}-backup",
+            settings,
+            self.server,
+            store.server if store else None,
+            bucket,
+            after=[database, *places],
+            opts=child,
+        )
         watches = {"database": mysql.watch()}
         if settings.backup.are_made:
-            places = [*([store.ready] if store else []), *(bucket.ready if bucket else [])]
-            Backup(
-                f"{name}-backup",
-                settings,
-                self.server,
-                store.server if store else None,
-                bucket,
-                after=[database, *places],
-                opts=child,
-            )
             watches["backup"] = backup.watch()
         monit.Monit(f"{name}-monit", settings, self.server, {DEPLOY_USER: deploy_sources}, watches, opts=child)
         self.register_outputs({})

@@ -144,13 +144,13 @@ class RemoteScript(remote.Command):
         connection: remote.ConnectionArgs,
         login: Login,
         script: str,
-        files: Sequence[ServerFile] = (),
+        files: pulumi.Input[Sequence[ServerFile]] = (),
         data: Mapping[str, pulumi.Input[str]] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Apply `script` with `files` (installed by its `install_files`) and `data` (texts in `data/NAME`)."""
         known = pulumi.Output.all(**data) if data else pulumi.Output.from_input({})
-        archive = known.apply(lambda known: bundle(name, script, files, known))
+        archive = pulumi.Output.all(files, known).apply(lambda both: bundle(name, script, *both))
         # Says in a preview *that* the work changed. Keyed, so that nobody can guess a weak secret from it.
         key = login.sudo_password.encode()
         digest = archive.apply(lambda done: hmac.new(key, done, hashlib.sha256).hexdigest()[:12])

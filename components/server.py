@@ -1,7 +1,8 @@
 """A server of any role: firewall, machine, first boot, first contact."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pulumi
 from pulumi_command import remote
 
 from components import cloud_init
+from components.catalogue import IMAGES
 from components.clouds import Bucket, Cloud, Machine
 from components.files import ServerFile, digest
 from components.firewall import Firewall
@@ -43,8 +45,8 @@ class Server(pulumi.ComponentResource):
     """A hardened server, ready for what its role puts on it.
 
     The chain: a machine behind its firewall hardens itself at its first boot; the first connection is pinned by a host
-    key from its user data and brings home the key that the server made; with that key pinned, the same files are
-    applied again, which fails with the server's own words if the first boot did.
+    key from its user data and brings home the key that the server made, and which OpenSSH it has; with that key pinned,
+    the same files are applied again, which fails with the server's own words if the first boot did.
     """
 
     name: str
@@ -69,7 +71,7 @@ class Server(pulumi.ComponentResource):
         login = self._login = Login.of(settings)
         boot = cloud_init.FirstBoot(
             hostname=name,
-            image=settings.image,
+            openssh=IMAGES[settings.image].openssh,
             firewall=args.firewall,
             packages=args.packages,
             deploy_public_key=deploy.public_key,
@@ -110,7 +112,7 @@ class Server(pulumi.ComponentResource):
         contact = remote.Command(
             f"{name}-first-contact",
             connection=connection(host, cloud_init.public_line(bootstrap_key), login, bastion, first=True),
-            create="cat /etc/ssh/ssh_host_ed25519_key.pub",
+            create="cat /etc/ssh/ssh_host_ed25519_key.pub; ssh -V 2>&1",
             triggers=[machine.id],
             add_previous_output_in_env=False,
             logging=remote.Logging.NONE,
@@ -126,14 +128,15 @@ class Server(pulumi.ComponentResource):
         self.host_key = contact.stdout.apply(lambda line: " ".join(line.split()[:2]))
         self.connection = connection(host, self.host_key, login, bastion)
 
-        files = cloud_init.server_files(boot)
+        # Servers keep the system that they were made with, whatever `image` says today.
+        files = contact.stdout.apply(lambda text: cloud_init.server_files(replace(boot, openssh=_openssh(text))))
         self.hardening = RemoteScript(
             f"{name}-hardening",
             connection=self.connection,
             login=login,
             script=_APPLY.read_text(),
             files=files,
-            data={"digest": digest(files) + "\n"},
+            data={"digest": files.apply(lambda files: digest(files) + "\n")},
             opts=pulumi.ResourceOptions(parent=self, deleted_with=machine),
         )
         self.applied = [self.hardening]
@@ -161,3 +164,10 @@ class Server(pulumi.ComponentResource):
         )
         self.applied.append(applied)
         return applied
+
+
+def _openssh(contact: str) -> tuple[int, int]:
+    """What a server said of its OpenSSH, such as `OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1 1 Jul 2025`."""
+    _, _, version = contact.partition("OpenSSH_")
+    major, minor = re.findall(r"\d+", version)[:2]
+    return int(major), int(minor)

@@ -38,13 +38,20 @@ log = Console(stderr=True, highlight=False, emoji=False)
 # The release that the stack `local` delivers.
 DEMO = "rehearsal/demo"
 
+# ssh's own exit status.
+_NOT_REACHED = 255
+
 StackName = Annotated[str, typer.Argument(metavar="STACK")]
 Arguments = Annotated[list[str] | None, typer.Argument(metavar="[-- PULUMI ARGUMENTS...]")]
 Collection = Annotated[Path | None, typer.Option(help="A copy of dev-sec's ansible collection, to compare with.")]
 
 
 @app.command()
-def up(stack: StackName, arguments: Arguments = None) -> None:
+def up(
+    stack: StackName,
+    arguments: Arguments = None,
+    brief: Annotated[bool, typer.Option("--brief", help="Say nothing of what to do with it.")] = False,
+) -> None:
     """Bring the stack up on this machine, from whatever is there."""
     started = time.monotonic()
     workspace = _prepare(stack, with_machines=True)
@@ -55,7 +62,10 @@ def up(stack: StackName, arguments: Arguments = None) -> None:
     recovery.recover(opened, realm, _say)
     _pulumi(workspace, ["up", "--yes", "--skip-preview", *(arguments or [])])
     _prepare_demo(opened)
-    _summary(workspace, opened, time.monotonic() - started)
+    facts = opened.outputs()
+    _summary(stack, facts, time.monotonic() - started)
+    if not brief:
+        _hints(workspace, opened, facts)
 
 
 @app.command()
@@ -175,22 +185,32 @@ def _prepare_demo(stack: Stack) -> None:
     command = shlex.join(["sudo", "-k", "-S", "-p", "", "--", "sh", "-c", client, stack.outputs()["database"]["name"]])
     password = stack.section("deploy")["sudoPassword"]
     schema = (PROJECT_FOLDER / DEMO / "schema.sql").read_text()
-    if ssh.pipe(stack, "db-1", command, f"{password}\n{schema}"):
+    end = time.monotonic() + 60
+    while status := ssh.pipe(stack, "db-1", command, f"{password}\n{schema}"):
+        # Servers that have got another size are rebooting.
+        if status != _NOT_REACHED or time.monotonic() > end:
+            break
+        time.sleep(1)
+    if status:
         raise OperatorError("The demo's table could not be made on db-1.")
 
 
-def _summary(workspace: Workspace, stack: Stack, seconds: float) -> None:
-    facts: dict[str, Any] = stack.outputs()
+def _summary(name: str, facts: Mapping[str, Any], seconds: float) -> None:
     table = Table("server", "role", "public address", "private address")
-    for name, server in facts["servers"].items():
-        table.add_row(name, server["role"], server.get("publicIp", "-"), server["privateIp"])
+    for server, known in facts["servers"].items():
+        table.add_row(server, known["role"], known.get("publicIp", "-"), known["privateIp"])
+    out.print(f"\nThe stack {name} is up, after {seconds:.0f} s.")
+    out.print(table)
+
+
+def _hints(workspace: Workspace, stack: Stack, facts: Mapping[str, Any]) -> None:
     # On a machine without uv, its environment has been made all the same.
     uds = "uv run uds" if shutil.which("uv") else ".venv/bin/uds"
-    out.print(f"\nThe stack {stack.name} is up, after {seconds:.0f} s.")
-    out.print(table)
-    out.print(f"Log in      {uds} ssh {stack.name} app-1        (then db-1, through app-1)")
-    out.print(f"As root     {uds} ssh {stack.name} db-1 --sudo -- iptables -S")
-    out.print(f"Add people  {uds} admin add {stack.name} alice --key ~/.ssh/id_ed25519.pub, then make up again")
+    # Without the option, it would be production's.
+    this = stack.name if rehearsed_only(stack.name) else f"{stack.name} --rehearsal"
+    out.print(f"Log in      {uds} ssh {this} app-1        (then db-1, through app-1)")
+    out.print(f"As root     {uds} ssh {this} db-1 --sudo -- iptables -S")
+    out.print(f"Add people  {uds} admin add {this} alice --key ~/.ssh/id_ed25519.pub, then make up again")
     application = stack.section("application")
     if "release" in application:
         certificate = workspace.folder / "application.pem"

@@ -1,9 +1,6 @@
 """uds, the operator's command: `uv run uds --help`."""
 
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +24,8 @@ from uds import update as updates
 from uds.backup.command import backup_app
 from uds.certificates import KeyType
 from uds.options import PassphraseFile, Rehearsal, StackName, first_line, passphrase_of
-from uds.stack import ROOT, OperatorError, Stack
+from uds.rehearse import rehearsed
+from uds.stack import OperatorError, Stack
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -332,19 +330,8 @@ def rehearse(
     html: Annotated[Path | None, typer.Option(help="Write a page with the picture of who may reach whom.")] = None,
 ) -> None:
     """Bring a stack up on this machine with its own settings and throw-away secrets, verify it, and remove it."""
-
-    def drive(verb: str) -> int:
-        return subprocess.run([sys.executable, "-m", "rehearsal", verb, stack], cwd=ROOT, check=False).returncode
-
-    # Apart from one of the same stack that `make up` has started.
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["UDS_REHEARSALS"] = folder
-        try:
-            if status := drive("up"):
-                raise typer.Exit(status)
-            verify(stack, html=html, rehearsal=True)
-        finally:
-            drive("down")
+    with rehearsed(stack):
+        verify(stack, html=html, rehearsal=True)
 
 
 def _apply_hint(stack: str, rehearsal: bool) -> str:

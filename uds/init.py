@@ -3,6 +3,7 @@
 import functools
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -114,22 +115,30 @@ def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
         yield "the migration user's database password"
     if "certificate" in database and "privateKey" in database:
         return
+    if _database_address(stack) is None:
+        # What is wrong with it, the program tells together with all other mistakes.
+        yield "no certificate for the database yet, since network.cidr can't be used"
+        return
     yield from certify_database(stack, passphrase)
+
+
+def _database_address(stack: Stack) -> IPv4Address | None:
+    try:
+        return NetworkSettings.model_validate(stack.section("network")).address(DATABASE_NUMBER)
+    except ValidationError:
+        return None
 
 
 def certify_database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
     """Make a key and a certificate for the database server, and say so; the authority too, if there is none.
 
     Raises:
-        OperatorError: the authority's key isn't here.
+        OperatorError: the authority's key isn't here, or network.cidr can't be used.
     """
     database = stack.section("database")
-    try:
-        address = NetworkSettings.model_validate(stack.section("network")).address(DATABASE_NUMBER)
-    except ValidationError:
-        # What is wrong with it, the program tells together with all other mistakes.
-        yield "no certificate for the database yet, since network.cidr can't be used"
-        return
+    address = _database_address(stack)
+    if address is None:
+        raise OperatorError("The certificate is for the database's address, and network.cidr can't be used. Mend that.")
     ca_key_file = stack.keys / "database-ca.key"
     if "caCertificate" in database and not ca_key_file.exists():
         raise OperatorError(

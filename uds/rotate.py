@@ -90,7 +90,7 @@ def database_certificate(stack: Stack, ask_passphrase: Callable[[], str]) -> Non
     """Make another key and certificate for the database server, signed by the stack's own authority.
 
     Raises:
-        OperatorError: the authority's key isn't here.
+        OperatorError: the authority's key isn't here, or network.cidr can't be used.
     """
     list(init.certify_database(stack, ask_passphrase))
 

@@ -80,7 +80,7 @@ class BackupStore(pulumi.ComponentResource):
 
 
 class Backup(pulumi.ComponentResource):
-    """The database server's side: a backup every night."""
+    """The database server's side: a backup every night, or, where there is no place for them, none any more."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Backup(pulumi.ComponentResource):
         server.apply(
             name,
             (_FOLDER / "apply.sh").read_text(),
-            files=sender_files(settings),
+            files=sender_files(settings) if settings.backup.are_made else [],
             data={
                 "known_hosts": pulumi.Output.format("backup {}\n", store.host_key) if store else "",
                 "bucket.json": pulumi.Output.json_dumps({"name": bucket.name, "region": bucket.region})

@@ -28,6 +28,21 @@ first_backup() {
     fi
 }
 
+# Where backups are no longer wanted: nothing starts them, and there is no key that would add any.
+remove() {
+    local unit=/etc/systemd/system/uds-backup
+    [ -e "$unit.timer" ] || return 0
+    systemctl disable -q --now uds-backup.timer
+    rm -rf "$unit".{timer,service} /usr/local/sbin/uds-backup{,-report} /etc/uds/backup /var/lib/uds/backup
+    systemctl daemon-reload
+    record_files
+    say "backup: none any more. What had not been taken yet stays in /var/spool/uds-backup"
+}
+
+if [ ! -d files ]; then
+    remove
+    exit
+fi
 folder /var/spool/uds-backup
 folder /var/lib/uds/backup
 changed=$(install_files)

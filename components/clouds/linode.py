@@ -101,6 +101,8 @@ class Linode(pulumi.ComponentResource):
                 protect=machine.protect,
                 # Each of these would replace the server, with all that is on it. Later changes go over SSH.
                 ignore_changes=["authorizedKeys", "image", "metadatas"],
+                # Two can't have one label, or one private address.
+                delete_before_replace=True,
             ),
         )
         return Provisioned(instance, instance.ipv4s.apply(lambda addresses: addresses[0]))

@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from components.settings import parse
-from rehearsal.bench import against, alerts, backups, release, runs
+from rehearsal.bench import against, alerts, backups, recovery, release, runs
 from rehearsal.bench.clock import run, seconds
-from rehearsal.bench.figures import Figure, Groups, page, table
+from rehearsal.bench.figures import Figure, page, table
 from rehearsal.workspace import PROJECT_FOLDER, Workspace
 from uds.stack import Stack
 
@@ -24,33 +24,38 @@ def measure(stack: str, collection: Path | None, out: Console) -> None:
     if collection:
         against.check(collection)
     groups: dict[str, list[Figure]] = {}
+
+    def add(title: str, figures: list[Figure]) -> None:
+        groups[title] = figures
+        out.print(table(title, figures))
+
     with _rehearsal(stack, backups=False) as drive:
         # Once before: images, tools and caches are there afterwards, as for everyone but the very first time.
         drive("up")
         drive("down")
         _prepare(stack, backups=False)
-        groups["Two servers"] = [Figure("`make up`, from nothing to ready", seconds(lambda: drive("up")), "s", "45 s")]
-        groups["Two servers"] += runs.nothing_to_do(Workspace(stack))
+        took = Figure("`make up`, from nothing to ready", seconds(lambda: drive("up")), "s", "45 s")
+        add("Two servers", [took, *runs.nothing_to_do(Workspace(stack))])
         image = parse(Stack.open(stack, rehearsal=True).config()).image
     groups[against.TITLE] = []
     if collection:
         up, nothing, *_ = (figure.value for figure in groups["Two servers"])
-        groups[against.TITLE] = against.compare(collection, image, up, nothing, out.print)
+        add(against.TITLE, against.compare(collection, image, up, nothing, out.print))
     with _rehearsal(stack, backups=True) as drive:
-        workspace, opened = Workspace(stack), Stack.open(stack, rehearsal=True)
-        groups["Three servers"] = [
-            Figure("`make up`, from nothing to ready", seconds(lambda: drive("up")), "s", "75 s"),
-            *runs.nothing_to_do(workspace),
-            *runs.previews(workspace),
-            *release.switch(opened),
-        ]
-        groups["Backups"] = [*backups.stream(opened), *backups.restore(opened)]
-        groups["Alerts"] = alerts.latency(opened, lambda: drive("up"))
+        workspace = Workspace(stack)
+        took = Figure("`make up`, from nothing to ready", seconds(lambda: drive("up")), "s", "75 s")
+        opened = Stack.open(stack, rehearsal=True)
+        ran = [*runs.nothing_to_do(workspace), *runs.previews(workspace)]
+        add("Three servers", [took, *ran, *release.switch(opened)])
+        add("Backups", [*backups.stream(opened), *backups.restore(opened)])
+        add("Alerts", alerts.latency(opened, lambda: drive("up")))
+        add("Recovery", recovery.database_lost(opened, drive))
     with _rehearsal(stack, backups=True) as drive:
         drive("preview")
         grown = runs.growth(Workspace(stack))
-    groups["Growth"] = [figure for figures in grown.values() for figure in figures]
-    _tell(groups, {count: figures[0].value for count, figures in grown.items()}, out)
+    add("Growth", [figure for figures in grown.values() for figure in figures])
+    PAGE.write_text(page(groups, {count: figures[0].value for count, figures in grown.items()}))
+    out.print(f"Written into {PAGE.relative_to(PROJECT_FOLDER)}.")
 
 
 @contextmanager
@@ -73,9 +78,3 @@ def _rehearsal(stack: str, *, backups: bool) -> Iterator[Callable[[str], None]]:
 def _prepare(stack: str, *, backups: bool) -> None:
     Workspace(stack).prepare()
     Workspace(stack).set_section("backup", {"server": backups})
-
-
-def _tell(groups: Groups, growth: dict[int, float], out: Console) -> None:
-    out.print(table(groups))
-    PAGE.write_text(page(groups, growth))
-    out.print(f"Written into {PAGE.relative_to(PROJECT_FOLDER)}.")

@@ -51,6 +51,11 @@ def stream(stack: Stack) -> list[Figure]:
     ]
 
 
+def filling(size: int) -> str:
+    """Statements that make a table of about this many bytes in the database that is in use."""
+    return FILL.replace("CREATE DATABASE bench;\nUSE bench;", "").replace("ROWS", str(size // ROW_BYTES))
+
+
 def restore(stack: Stack) -> list[Figure]:
     """A restore from the backup server against loading the same dump that lies ready, in turn."""
     database, plain = parse(stack.config()).database.name, "/var/tmp/bench.sql"  # noqa: S108 - on the server, in a folder of its own
@@ -60,7 +65,6 @@ def restore(stack: Stack) -> list[Figure]:
         if status:
             raise OperatorError(text)
 
-    fill = FILL.replace("CREATE DATABASE bench;\nUSE bench;", "").replace("ROWS", str(RESTORE_BYTES // ROW_BYTES))
     theirs, ours = [], []
     with Servers.of(stack) as servers:
         identities = Identities.load(
@@ -68,7 +72,7 @@ def restore(stack: Stack) -> list[Figure]:
         )
         place = place_of(stack, servers, Kept.SERVER)
         restorer = Restorer(servers, place, identities, lambda _name, _size: lambda _count: None)
-        root(f"mariadb {database} <<'END'\n{fill}\nEND\nmariadb-dump --hex-blob {database} > {plain}")
+        root(f"mariadb {database} <<'END'\n{filling(RESTORE_BYTES)}\nEND\nmariadb-dump --hex-blob {database} > {plain}")
         backup = now(servers, place)
         for _ in range(RUNS):
             root("mariadb -e 'CREATE DATABASE plain'")

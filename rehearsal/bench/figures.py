@@ -28,14 +28,11 @@ class Figure:
 Groups = Mapping[str, Sequence[Figure]]
 
 
-def table(groups: Groups) -> Table:
-    """For the terminal."""
-    shown = Table("what", "measured", "goal")
-    for title, figures in groups.items():
-        shown.add_row(title, style="bold")
-        for figure in figures:
-            shown.add_row(f"  {figure.what}", figure.text, figure.goal)
-        shown.add_section()
+def table(title: str, figures: Sequence[Figure]) -> Table:
+    """One group, for the terminal."""
+    shown = Table(title, "measured", "goal")
+    for figure in figures:
+        shown.add_row(figure.what, figure.text, figure.goal)
     return shown
 
 

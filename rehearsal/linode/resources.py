@@ -247,6 +247,7 @@ class Instance(Resource):
             "subnets": self._subnets(inputs),
             "hasUserData": bool(_user_data(inputs)),
             "host": uuid.uuid4().hex,
+            "disk": rules.disk(inputs["type"]),
         }
         spec = MachineSpec(
             label=label,
@@ -270,16 +271,23 @@ class Instance(Resource):
         return found[0].details["inputs"], self._outputs(found[0])
 
     def update(self, number: int, old: Values, new: Values) -> Values:
-        """Most properties change a record; interfaces and power change the machine."""
+        """Most properties change a record; interfaces and power change the machine, and another size reboots it.
+
+        The disk stays as it is, so that it must fit (`resize_disk` of the real one, which is off by default).
+        """
         power = self._cloud.realm.power
         details = {**power.get(number).details, "inputs": _public(new), "subnets": self._subnets(new)}
+        if rules.disk(new["type"]) < details["disk"]:
+            raise RealmError(
+                "[400] Linode has allocated more disk than the new service plan allows. Delete or resize disks smaller."
+            )
         if old.get("label") != new.get("label") and new.get("label"):
             power.rename(number, new["label"])
         if old.get("interfaces") != new.get("interfaces"):
             power.set_nics(number, self._nics(new, number))
-            power.set_details(number, details)
-            power.reboot(number)
         power.set_details(number, details)
+        if any(old.get(name) != new.get(name) for name in ("interfaces", "type")):
+            power.reboot(number)
         booted = new.get("booted", True)
         if booted != power.get(number).powered:
             (power.start if booted else power.stop)(number)
@@ -338,7 +346,7 @@ class Instance(Resource):
             "capabilities": [],
             "locks": [],
             "watchdogEnabled": True,
-            "specs": [{"disk": 81920, "gpus": 0, "memory": 4096, "transfer": 4000, "vcpus": 2}],
+            "specs": [{"disk": machine.details["disk"], "gpus": 0, "memory": 4096, "transfer": 4000, "vcpus": 2}],
         }
 
 

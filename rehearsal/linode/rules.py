@@ -1,6 +1,6 @@
 """What Linode refuses, by the inputs alone.
 
-Sources: the Linode API reference (labels, firewall rules, VPC subnets), Akamai's guides "Manage firewall rules"
+Sources: the Linode API reference (labels, firewall rules, VPC subnets, types), Akamai's guides "Manage firewall rules"
 (limits) and "Metadata service" (user data).
 """
 
@@ -17,6 +17,11 @@ from rehearsal.provider.schema import Problem
 from rehearsal.provider.values import Plain
 
 IMAGES = {"linode/debian13": "debian13", "linode/debian12": "debian12", "linode/ubuntu24.04": "ubuntu24.04"}
+
+_DISKS = {
+    **{"g6-nanode-1": 25600, "g6-standard-1": 51200, "g6-standard-2": 81920, "g6-standard-4": 163840},
+    **{"g6-dedicated-2": 81920, "g6-dedicated-4": 163840},
+}
 
 USER_DATA_LIMIT = 16384
 RULES_LIMIT, ADDRESSES_LIMIT, PORT_PIECES_LIMIT = 25, 255, 15
@@ -115,6 +120,11 @@ def instance(inputs: dict[str, Plain]) -> Iterator[Problem]:
     yield from _keys(inputs.get("authorizedKeys"))
     yield from _metadata(inputs.get("metadatas"))
     yield from _interfaces(inputs.get("interfaces"))
+
+
+def disk(size: str) -> int:
+    """MiB of the disk that a size comes with; of sizes that aren't listed, more than of any that is."""
+    return _DISKS.get(size, 327680)
 
 
 def to_rules(rules: Iterable[dict[str, Plain]]) -> tuple[Rule, ...]:

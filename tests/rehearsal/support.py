@@ -11,7 +11,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,18 +112,23 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
 
 @dataclass
 class Run:
-    """A driver that runs in the background, in a process group of its own."""
+    """A command that runs in the background, in a process group of its own."""
 
     process: subprocess.Popen[str]
     output: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, rehearsal: Rehearsal, verb: str) -> "Run":
+        return cls.start(["rehearsal", verb, rehearsal.name], rehearsal.environment)
+
+    @classmethod
+    def start(cls, module: Sequence[str], environment: Mapping[str, str]) -> "Run":
+        """`python -m MODULE...`."""
         run = cls(
             subprocess.Popen(
-                [sys.executable, "-m", "rehearsal", verb, rehearsal.name],
+                [sys.executable, "-m", *module],
                 cwd=ROOT,
-                env=rehearsal.environment,
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

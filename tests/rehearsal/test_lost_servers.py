@@ -4,10 +4,11 @@ import pytest
 
 from tests.rehearsal.backups import complete, kept
 from tests.rehearsal.conftest import Rehearsal, one_stack
+from tests.rehearsal.support import resources
 
 pytestmark = [
     one_stack("a server that is gone is the same to Pulumi on any cloud"),
-    pytest.mark.nightly("three servers, two of which are made twice"),
+    pytest.mark.nightly("three servers, two of which are made again"),
 ]
 
 FILL = """
@@ -44,6 +45,30 @@ def test_the_database_comes_back_with_its_data_and_the_application_with_it(own_w
     up.uds("backup", "drill", up.name)
     up.uds("verify", up.name)
     up.make("up", "--expect-no-changes")
+
+
+def test_where_backups_are_no_longer_wanted_nothing_makes_them(own_with_backups: Rehearsal) -> None:
+    up = own_with_backups
+    traces = (
+        "ls -d /etc/systemd/system/*/uds-backup* /etc/systemd/system/uds-backup* /usr/local/sbin/uds-backup*"
+        " /etc/uds/backup /etc/monit/conf.d/backup"
+    )
+    assert up.sudo("db-1", traces).stdout.count("uds-backup.timer") == 2
+    up.configure("backup", {"server": False})
+    up.pulumi("state", "unprotect", resources(up)["backup-1-instance"]["urn"], "--yes")
+    up.make("up")
+    assert up.sudo("db-1", traces, check=False).stdout == ""
+    assert (
+        up.sudo("db-1", "systemctl --failed --no-legend; systemctl list-timers --all | grep uds-backup; true").stdout
+        == ""
+    )
+    up.uds("verify", up.name)
+    up.make("up", "--expect-no-changes")
+    up.configure("backup", {"server": True})
+    up.make("up")
+    up.forget_host_keys()
+    assert len(complete(kept(up))) == 1
+    up.uds("verify", up.name)
 
 
 def test_a_new_backup_server_takes_backups_at_once(own_with_backups: Rehearsal) -> None:

@@ -106,7 +106,8 @@ class Cloud(mocks.Mocks):
             outputs = _AWS[args.typ](args.name)
         elif args.typ == "command:remote:Command":
             # The comment behind the key is no part of the pin.
-            outputs = {"stdout": f"{host_key(args.name.removesuffix('-first-contact'))} root@host\n"}
+            key = host_key(args.name.removesuffix("-first-contact"))
+            outputs = {"stdout": f"{key} root@host\nOpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1 1 Jul 2025\n"}
         return str(resource_id(args.name)), {**args.inputs, **outputs}
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]] | None]:

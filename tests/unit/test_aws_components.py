@@ -369,8 +369,10 @@ def test_a_preview_of_a_new_stack_knows_all_that_policies_ask_for(count: int) ->
     for name, resource in made.resources.items():
         if resource.type.startswith("aws:"):
             assert unknown(resource) == {key for key in resource.inputs if depends_on_others(real.resources[name], key)}
-    # The host key that backups are sent to is known when there are machines.
-    assert [command.name for command in made.commands if command.inputs["create"] == UNKNOWN] == ["db-1-backup-apply"]
+    # The host key that backups are sent to, and which OpenSSH a server has, are known when there are machines.
+    hardened = {name for name in made.resources if name.endswith("-hardening-apply")}
+    unknowns = {command.name for command in made.commands if command.inputs["create"] == UNKNOWN}
+    assert unknowns == {"db-1-backup-apply", *hardened}
 
 
 def unknown(resource: Registration) -> set[str]:

@@ -32,7 +32,7 @@ DEPLOY_KEY = configuration()["deploy"]["publicKey"]
 SEED = "a seed"
 BOOT = FirstBoot(
     hostname="app-1",
-    image="debian13",
+    openssh=IMAGES["debian13"].openssh,
     firewall=FIREWALL,
     packages=("nodejs", "chrony"),
     deploy_public_key=DEPLOY_KEY,
@@ -72,7 +72,7 @@ def sshd_options(boot: FirstBoot = BOOT) -> dict[str, str]:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_cloud_init_would_read_the_user_data(image: str) -> None:
-    text = text_of(replace(BOOT, image=image))
+    text = text_of(replace(BOOT, openssh=IMAGES[image].openssh))
     # cloud-init ignores the whole file for as little as a space after the sign.
     assert text.splitlines()[0] == "#cloud-config"
     assert isinstance(yaml.safe_load(text), dict)
@@ -177,7 +177,7 @@ def test_deploys_key_is_the_only_key() -> None:
     ],
 )
 def test_sshd_is_told_only_what_its_version_knows(image: str, options: set[str], absent: str) -> None:
-    boot = replace(BOOT, image=image)
+    boot = replace(BOOT, openssh=IMAGES[image].openssh)
     # The first came with OpenSSH 9.8, mlkem768x25519-sha256 with 9.9: with either, an older sshd doesn't start.
     assert {name for name in sshd_options(boot) if name.startswith("PerSourcePenalt")} == options
     assert absent not in sshd_options(boot)["KexAlgorithms"].split(",")
@@ -189,13 +189,13 @@ def test_sshd_is_told_only_what_its_version_knows(image: str, options: set[str],
 def test_pulumis_ssh_client_shares_a_key_exchange_with_sshd(image: str) -> None:
     # golang.org/x/crypto/ssh has these two of ours and none of sntrup761.
     go = {"mlkem768x25519-sha256", "curve25519-sha256"}
-    assert go & set(sshd_options(replace(BOOT, image=image))["KexAlgorithms"].split(","))
+    assert go & set(sshd_options(replace(BOOT, openssh=IMAGES[image].openssh))["KexAlgorithms"].split(","))
 
 
 @pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("targets", [(), ("10.20.0.5:22",)])
 def test_the_drop_in_says_everything_once_and_ends_for_all(image: str, targets: tuple[str, ...]) -> None:
-    lines = sshd_lines(replace(BOOT, image=image, jump_targets=targets))
+    lines = sshd_lines(replace(BOOT, openssh=IMAGES[image].openssh, jump_targets=targets))
     # Without it, whatever sshd_config says after the include would hold for deploy only.
     assert lines[-1] == "Match all"
     names = [line.split()[0] for line in lines]
@@ -249,7 +249,7 @@ def test_the_same_settings_give_the_same_bytes() -> None:
         replace(BOOT, firewall=Firewall("app", (Rule("tcp", 22, (IPv4Network("192.0.2.1"),), "SSH"),))),
         replace(BOOT, jump_targets=("10.20.0.5:22",)),
         replace(BOOT, deploy_sources=("192.0.2.1/32",)),
-        replace(BOOT, image="debian12"),
+        replace(BOOT, openssh=IMAGES["debian12"].openssh),
     ],
 )
 def test_the_digest_changes_with_what_the_server_gets(changed: FirstBoot) -> None:
@@ -280,7 +280,7 @@ def test_more_than_the_cloud_takes_is_an_error_with_both_numbers() -> None:
 def test_a_server_with_twenty_offices_fits_linode_twice(image: str) -> None:
     offices = [f"198.51.{number}.0/24" for number in range(10)] + [f"2001:db8:{number:x}::/48" for number in range(10)]
     many = settings({"ssh.allowedSources": offices})
-    boot = replace(BOOT, image=image, firewall=app_server.firewall(many), deploy_sources=offices)
+    boot = replace(BOOT, openssh=IMAGES[image].openssh, firewall=app_server.firewall(many), deploy_sources=offices)
     assert len(data_of(boot)) * 2 < Linode.user_data_limit
 
 

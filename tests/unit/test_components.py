@@ -299,6 +299,14 @@ def unpacked(stdin: str) -> bytes:
     return base64.b64decode(stdin.split("\n", 1)[1])
 
 
+def test_a_server_is_hardened_for_the_openssh_that_it_has() -> None:
+    """Which is not the one of `image` where that was changed after the server was made."""
+    made = run(configuration({"image": "debian12"})).of("app-1")
+    assert "PerSourcePenalties" not in user_data_of(made["instance"])
+    # Every server of this cloud says that it has 10.0.
+    assert b"PerSourcePenalties" in unpacked(plain(made["hardening-apply"].inputs["stdin"]))
+
+
 # Preview, growth, outputs, refusals
 
 
@@ -312,11 +320,13 @@ def test_a_preview_of_a_new_stack_knows_all_that_policies_ask_for(count: int) ->
         assert instance.pop("firewallId") == UNKNOWN
         assert instance["interfaces"][1].pop("subnetId") == UNKNOWN
         assert UNKNOWN not in texts(plain(instance))
-    # What would run is told; where, is known when there are machines. So is the host key that backups are sent to.
+    # What would run is told; where, is known when there are machines. So are the host key that backups are sent to, and
+    # the OpenSSH that a server has.
     first = {command.name: command.inputs["create"] for command in program(count).commands}
     assert {command.name: command.inputs["create"] for command in made.commands} == {
         **first,
         "db-1-backup-apply": UNKNOWN,
+        **{f"{server}-hardening-apply": UNKNOWN for server in servers(count)},
     }
 
 
@@ -363,7 +373,8 @@ def test_the_outputs_are_the_contract(count: int) -> None:
 
 def test_without_the_backup_server_there_are_no_backups() -> None:
     made = run(configuration({"backup": {"server": False}}))
-    assert not [name for name in made.resources if "backup" in name]
+    # What an earlier run may have left on the database server is taken away.
+    assert [name for name in made.resources if "backup" in name] == ["db-1-backup-apply"]
     assert set(made.outputs["servers"]) == {"app-1", "db-1"}
     assert "PermitOpen 10.20.0.5:22\n" in user_data_of(made.of("app-1")["instance"])
 

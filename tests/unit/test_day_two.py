@@ -179,6 +179,14 @@ def test_the_databases_certificate_is_new_and_its_authority_is_not(stack: Memory
     parse(stack.config())
 
 
+def test_no_certificate_is_made_for_an_address_that_there_is_not(stack: Memory) -> None:
+    before = dict(stack.values["database"])
+    stack.values["network"] = {"cidr": "203.0.113.0/24"}
+    with pytest.raises(OperatorError, match=r"network\.cidr can't be used"):
+        rotate.database_certificate(stack, passphrase)
+    assert stack.values["database"] == before
+
+
 def test_a_new_identity_stands_beside_the_old_one_which_opens_old_backups(stack: Memory) -> None:
     (mine,) = stack.values["backup"]["recipients"]
     other = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"

@@ -3,17 +3,20 @@
 import asyncio
 import base64
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pulumi.provider.experimental import provider
 from pulumi.runtime.rpc import UNKNOWN
 
-from rehearsal.cloud_firewall import Rule
+from rehearsal.cloud_firewall import CloudFirewall, Rule
 from rehearsal.linode import rules
-from rehearsal.linode.resources import cloud_firewall, resources
+from rehearsal.linode.resources import Instance, cloud_firewall, resources
+from rehearsal.machines import Machine
 from rehearsal.provider.base import StandIn
 from rehearsal.provider.values import plain_map, wrap
+from rehearsal.store import RealmError, Record
 from tests.unit.stand_ins import properties, refusals
 
 Values = dict[str, Any]
@@ -258,3 +261,39 @@ def test_rules_reach_the_machine_as_written() -> None:
 def test_a_disabled_firewall_lets_everything_through() -> None:
     firewall = cloud_firewall({**INPUTS[FIREWALL], "disabled": True})
     assert (firewall.inbound, firewall.inbound_policy) == ((), "accept")
+
+
+class Power:
+    """One machine that has a disk, and how often it was rebooted."""
+
+    def __init__(self, disk: int) -> None:
+        self.details: Record = {"disk": disk, "hasUserData": True, "host": "a"}
+        self.reboots = 0
+
+    def get(self, number: int) -> Machine:
+        return Machine(number, "app-1", "debian13", (), CloudFirewall(), True, self.details)
+
+    def set_details(self, _number: int, details: Record) -> None:
+        self.details = details
+
+    def reboot(self, _number: int) -> None:
+        self.reboots += 1
+
+    def running(self) -> set[int]:
+        return {1}
+
+
+@pytest.mark.parametrize("disk", [25600, 51200])
+def test_another_size_takes_a_reboot_and_room_for_the_disk_that_there_is(disk: int) -> None:
+    power = Power(disk)
+    cloud: Any = SimpleNamespace(realm=SimpleNamespace(power=power))
+    small, large = (changed(INSTANCE, type=size) for size in ("g6-nanode-1", "g6-standard-1"))
+    Instance(cloud).update(1, small, large)
+    assert power.reboots == 1
+    if disk == 25600:
+        Instance(cloud).update(1, large, small)
+        assert (power.reboots, power.details["inputs"]["type"], power.details["disk"]) == (2, "g6-nanode-1", disk)
+    else:
+        with pytest.raises(RealmError, match="more disk than the new service plan allows"):
+            Instance(cloud).update(1, large, small)
+        assert (power.reboots, power.details["inputs"]["type"]) == (1, "g6-standard-1")
