@@ -1,15 +1,20 @@
 """Day-2 work on live servers: keys change and nobody is locked out; updates take one server at a time."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from components.catalogue import DEFAULT_SIZES
+from components.settings import CloudName, parse
+from rehearsal.realm import KINDS
 from tests.rehearsal.conftest import ROOT, Rehearsal, one_stack
-from tests.rehearsal.support import boots
+from tests.rehearsal.support import Run, boots, changed, resources
 from uds.ssh import agent, write_config
+from uds.stack import OperatorError
 
 OVER_SSH = "everything happens over SSH, as on any cloud"
 SERVERS = ("app-1", "db-1")
@@ -73,6 +78,92 @@ def test_updates_reboot_the_servers_that_ask_for_it_one_after_the_other(up: Rehe
     up.make("up", "--expect-no-changes")
 
 
+KEEP, KEPT = "CREATE TABLE kept (id INT); INSERT INTO kept VALUES (42)", "SELECT id FROM kept"
+LARGER = {"local": "g6-standard-1", "aws-local": "t3.small"}
+
+
+def set_sizes(up: Rehearsal, app: str, database: str) -> None:
+    up.stack().set("app.size", app, secret=False)
+    up.stack().set("database.size", database, secret=False)
+    up.make("up")
+
+
+def test_another_size_takes_a_reboot_and_nothing_else(up: Rehearsal) -> None:
+    larger, smaller = LARGER[up.name], DEFAULT_SIZES[parse(up.stack().config()).cloud]
+    up.sudo("db-1", f"mariadb {up.outputs()['database']['name']} -e '{KEEP}'")
+    for sizes in ((larger, larger), (smaller, smaller)):
+        before, booted, outputs = resources(up), boots(up.realm()), up.outputs()
+        set_sizes(up, *sizes)
+        after = resources(up)
+        assert changed(before, after) == {f"{server}-instance" for server in SERVERS}
+        assert all(after[one].get("id") == before[one].get("id") for one in before)
+        assert not set(boots(up.realm()).items()) & set(booted.items())
+        assert up.outputs() == outputs
+        for server in SERVERS:
+            assert up.sudo(server, "systemctl is-system-running --wait").stdout == "running\n"
+        assert up.sudo("db-1", f"mariadb -N {outputs['database']['name']} -e '{KEPT}'").stdout == "42\n"
+        up.uds("verify", up.name)
+        up.make("up", "--expect-no-changes")
+    up.sudo("db-1", f"mariadb {up.outputs()['database']['name']} -e 'DROP TABLE kept'")
+    for section in ("app", "database"):
+        up.stack().remove(f"{section}.size")
+
+
+def system(up: Rehearsal, server: str) -> str:
+    return up.ssh(server, ". /etc/os-release; echo $ID$VERSION_ID").stdout.strip()
+
+
+@pytest.mark.nightly("five machines")
+def test_a_newer_system_comes_with_new_application_servers_one_after_the_other(fresh: Rehearsal) -> None:
+    # For its stack; the policies may refuse one that lacks a server which this test has no need of.
+    fresh.make("preview", check=False)
+    fresh.pulumi("config", "set", "image", "debian12")
+    fresh.configure("app", {"count": 2})
+    fresh.make("up")
+    before = boots(fresh.realm())
+    fresh.pulumi("config", "set", "image", "debian13")
+    fresh.make("up")
+    assert boots(fresh.realm()) == before
+    for number, server in enumerate(("app-2", "app-1"), 1):
+        assert system(fresh, server) == "debian12"
+        fresh.make("up", "--replace", f"**::{server}-instance")
+        fresh.forget_host_keys()
+        assert system(fresh, server) == "debian13"
+        after = boots(fresh.realm())
+        assert len({label for label in before if before[label] != after[label]}) == number
+    assert system(fresh, "db-1") == "debian12"
+    fresh.uds("verify", fresh.name)
+    fresh.make("up", "--expect-no-changes")
+
+
+@pytest.mark.nightly("a stack of its own, to be destroyed")
+def test_a_stack_is_destroyed_on_purpose_only_and_then_wholly(fresh: Rehearsal) -> None:
+    fresh.make("up")
+    realm = fresh.realm()
+    before = boots(realm)
+    with pytest.raises(OperatorError, match="protected"):
+        fresh.pulumi("destroy", "--yes", "--skip-preview")
+    assert boots(realm)[fresh.label("db-1")] == before[fresh.label("db-1")]
+    # As docs/operations.md says.
+    fresh.pulumi("state", "unprotect", "--all", "--yes")
+    if parse(fresh.stack().config()).cloud is CloudName.AWS:
+        with pytest.raises(OperatorError, match="may not be terminated"):
+            fresh.pulumi("destroy", "--yes", "--skip-preview")
+        no_termination_protection(fresh, "db-1")
+        fresh.pulumi("refresh", "--yes", "--skip-preview")
+    fresh.pulumi("destroy", "--yes", "--skip-preview")
+    assert realm.machines() == []
+    assert [kind for kind in KINDS if realm.store.all(kind)] == []
+    assert {name for name in resources(fresh) if not name.endswith("-local")} <= {"default"}
+
+
+def no_termination_protection(up: Rehearsal, server: str) -> None:
+    """`aws ec2 modify-instance-attribute --no-disable-api-termination`, for which there is no API here."""
+    machine = up.machine(server)
+    inputs = {**machine.details["inputs"], "disableApiTermination": False}
+    up.realm().power.set_details(machine.number, {**machine.details, "inputs": inputs})
+
+
 @pytest.mark.nightly("three more servers")
 @pytest.mark.parametrize("stack", ["linode", "aws"])
 def test_a_production_stack_is_rehearsed_verified_and_removed(tmp_path: Path, stack: str) -> None:
@@ -88,8 +179,25 @@ def test_a_production_stack_is_rehearsed_verified_and_removed(tmp_path: Path, st
     assert done.returncode == 0, done.stdout + done.stderr
     assert "checks passed, on app-1, backup-1, db-1." in " ".join(done.stdout.split())
     assert "<svg" in page.read_text()
-    assert list(tmp_path.iterdir()) == [page]
+    assert_gone(tmp_path, page)
+
+
+@pytest.mark.nightly("three servers, for a moment")
+def test_a_rehearsal_that_somebody_interrupts_is_removed_too(tmp_path: Path) -> None:
+    run = Run.start(["uds", "rehearse", "linode"], {**os.environ, "TMPDIR": str(tmp_path)})
+    run.wait_for("db-1-reachable creating")
+    # A person's Ctrl-C.
+    run.end(signal.SIGINT)
+    assert run.process.returncode != 0
+    assert "Traceback" not in run.text
+    assert "The rehearsal of linode is gone." in run.text
+    assert_gone(tmp_path)
+
+
+def assert_gone(folder: Path, *left: Path) -> None:
+    """Nothing of a rehearsal that was in this folder is there."""
+    assert list(folder.iterdir()) == list(left)
     labels = subprocess.run(
         ["podman", "ps", "--all", "--format", "{{.Labels}}"], capture_output=True, text=True, check=True
     )
-    assert str(tmp_path) not in labels.stdout
+    assert str(folder) not in labels.stdout
