@@ -22,12 +22,14 @@ ROOT = Path(__file__).parent.parent / "cloud-init"
 
 # What hardening needs on every server, whatever its role.
 BASE_PACKAGES = (
+    "auditd",
     "chrony",
     # The dictionary of libpam-pwquality, which only recommends it and refuses every password without it.
     "cracklib-runtime",
     "iptables-persistent",
     "libpam-google-authenticator",
     "libpam-pwquality",
+    "libpam-tmpdir",
     "unattended-upgrades",
 )
 

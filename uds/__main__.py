@@ -232,7 +232,7 @@ def rotate_database_password(stack: StackName, rehearsal: Rehearsal = False) -> 
 def rotate_database_certificate(
     stack: StackName, passphrase_file: PassphraseFile = None, rehearsal: Rehearsal = False
 ) -> None:
-    """The database server's certificate and its key, for another 397 days. Nothing is restarted."""
+    """The database server's certificate and its key, for another 366 days. Nothing is restarted."""
     opened = Stack.open(stack, rehearsal=rehearsal)
     rotate.database_certificate(opened, _passphrase(opened, passphrase_file))
     out.print(f"Next: {_apply_hint(stack, rehearsal)} puts it on the server.")

@@ -27,7 +27,7 @@ from uds.stack import OperatorError
 
 _AUTHORITY_DAYS = 3650
 # Long enough not to be a chore, short enough that renewing stays a habit.
-_SERVER_DAYS = 397
+_SERVER_DAYS = 366
 
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 

@@ -12,7 +12,7 @@ from components.server import Server
 from components.settings import Settings
 
 # tzdata: alerts have the local time too.
-PACKAGES = ("monit", "tzdata")
+PACKAGES = ("aide", "monit", "tzdata")
 
 _FOLDER = Path(__file__).parent
 

@@ -62,4 +62,5 @@ systemctl daemon-reload
 run_unit uds-alerts.socket /etc/systemd/system/uds-alerts.socket
 run_unit uds-alerts.service "$CONFIG" /etc/systemd/system/uds-alerts.{service,socket} /usr/local/lib/uds/alerts/*.py
 run_unit uds-changes.service /etc/systemd/system/uds-changes.service /usr/local/lib/uds/alerts/*.py
+run_unit uds-integrity.timer /etc/systemd/system/uds-integrity.timer
 run_unit monit.service /etc/monit/monitrc /etc/monit/conf.d/* /etc/systemd/system/monit.service.d/uds.conf

@@ -294,6 +294,23 @@ def test_changes_of_accounts_keys_rights_and_rules_are_told(scene: Scene) -> Non
     assert all("Logged in: " in alert.text for alert in scene.alerts("[db-1] Changed"))
 
 
+def test_files_that_nobody_accounts_for_are_told(scene: Scene) -> None:
+    up, compare = scene.up, "sleep 1; systemctl start uds-integrity"
+    package = f"touch /var/lib/dpkg/status; {compare}"
+    # What was done until now, and with a package, is accounted for.
+    console(up, "db-1", f"{package}; cp /bin/true /usr/local/bin/packaged; {package}")
+    with for_a_while(up, "db-1", "mv /usr/local/bin/packaged /usr/local/bin/planted", "rm /usr/local/bin/planted"):
+        console(up, "db-1", compare)
+        (alert,) = scene.told("Files changed")
+        assert {line.rpartition(": ")[2] for line in alert.text.splitlines() if "/usr/local/bin/" in line} == {
+            "/usr/local/bin/packaged",
+            "/usr/local/bin/planted",
+        }
+    console(up, "db-1", package)
+    scene.all_told("db-1", "after-the-files")
+    assert len(scene.alerts("Files changed")) == 1
+
+
 def test_a_channel_that_cannot_prove_itself_gets_nothing(scene: Scene) -> None:
     scene.sinks.stop()
     scene.sinks.received.clear()

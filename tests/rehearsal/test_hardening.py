@@ -214,6 +214,27 @@ def test_root_has_no_way_in_and_nobody_gets_there_unasked(up: Rehearsal, server:
 
 
 @one_stack(OF_THE_FILES)
+def test_sessions_leave_nothing_to_others(up: Rehearsal, server: str) -> None:
+    """New files are closed, no core has secrets in it, forgotten shells end, and timed jobs are root's."""
+    assert up.ssh(server, "umask; ulimit -Hc; bash -lc 'echo $TMOUT'").stdout.split() == ["0027", "0", "900"]
+    assert up.sudo(server, "umask").stdout == "0027\n"
+    assert "not allowed" in up.ssh(server, "crontab -l", check=False).stderr
+
+
+@one_stack(OF_THE_FILES)
+def test_only_admins_try_passwords_of_others(up: Rehearsal, server: str) -> None:
+    attempt = "echo wrong | runuser -u {0} -- su deploy -c true"
+    assert "Permission denied" in console(up, server, attempt.format("nobody"), check=False)
+    assert "Authentication failure" in console(up, server, attempt.format("deploy"), check=False)
+
+
+@one_stack(OF_THE_FILES)
+def test_what_no_server_needs_is_not_loaded(up: Rehearsal, server: str) -> None:
+    """As modprobe would do it: without a kernel of its own, a container can't show more."""
+    assert "install /bin/false" in console(up, server, "modprobe --showconfig | grep -w usb_storage")
+
+
+@one_stack(OF_THE_FILES)
 def test_the_time_is_kept(up: Rehearsal, server: str) -> None:
     assert console(up, server, "systemctl is-enabled chrony") == "enabled\n"
     configured = console(up, server, "chronyd -p").splitlines()
