@@ -129,7 +129,9 @@ class Server(pulumi.ComponentResource):
         self.connection = connection(host, self.host_key, login, bastion)
 
         # Servers keep the system that they were made with, whatever `image` says today.
-        files = contact.stdout.apply(lambda text: cloud_init.server_files(replace(boot, openssh=_openssh(text))))
+        files = contact.stdout.apply(
+            lambda text: cloud_init.server_files(replace(boot, openssh=openssh_of(text) or boot.openssh))
+        )
         self.hardening = RemoteScript(
             f"{name}-hardening",
             connection=self.connection,
@@ -166,8 +168,10 @@ class Server(pulumi.ComponentResource):
         return applied
 
 
-def _openssh(contact: str) -> tuple[int, int]:
-    """What a server said of its OpenSSH, such as `OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1 1 Jul 2025`."""
-    _, _, version = contact.partition("OpenSSH_")
-    major, minor = re.findall(r"\d+", version)[:2]
-    return int(major), int(minor)
+def openssh_of(contact: str) -> tuple[int, int] | None:
+    """What a server said of its OpenSSH, such as `OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1 1 Jul 2025`.
+
+    None where its first contact was before anybody asked.
+    """
+    version = re.search(r"OpenSSH_(\d+)\.(\d+)", contact)
+    return (int(version[1]), int(version[2])) if version else None

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from components.cloud_init import bootstrap_host_key, public_line
 from components.clouds.linode import Linode
+from components.server import openssh_of
 from tests.unit.program import (
     PRIVATE,
     STACK,
@@ -305,6 +306,11 @@ def test_a_server_is_hardened_for_the_openssh_that_it_has() -> None:
     assert "PerSourcePenalties" not in user_data_of(made["instance"])
     # Every server of this cloud says that it has 10.0.
     assert b"PerSourcePenalties" in unpacked(plain(made["hardening-apply"].inputs["stdin"]))
+
+
+def test_a_server_that_was_made_before_it_was_asked_has_the_openssh_of_the_image() -> None:
+    assert openssh_of("ssh-ed25519 AAAA root@app-1\nOpenSSH_9.2p1 Debian-2, OpenSSL 3.0.1\n") == (9, 2)
+    assert openssh_of("ssh-ed25519 AAAA root@app-1\n") is None
 
 
 # Preview, growth, outputs, refusals
