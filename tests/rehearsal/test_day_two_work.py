@@ -88,6 +88,7 @@ def set_sizes(up: Rehearsal, app: str, database: str) -> None:
     up.make("up")
 
 
+@pytest.mark.nightly("every server reboots twice")
 def test_another_size_takes_a_reboot_and_nothing_else(up: Rehearsal) -> None:
     larger, smaller = LARGER[up.name], DEFAULT_SIZES[parse(up.stack().config()).cloud]
     up.sudo("db-1", f"mariadb {up.outputs()['database']['name']} -e '{KEEP}'")

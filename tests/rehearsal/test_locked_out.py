@@ -105,6 +105,7 @@ def test_sshd_does_not_start(up: Rehearsal, alice: Person, server: str) -> None:
     assert gets_in(up, server)
 
 
+@pytest.mark.nightly("new secrets of the whole stack; the console is used by the others too")
 def test_the_deploy_key_is_lost_with_the_configuration(up: Rehearsal, alice: Person) -> None:
     install, change = documented("the deploy key is lost")
     for section in ("deploy", "database"):
