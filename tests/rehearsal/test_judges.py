@@ -1,12 +1,13 @@
 """Hardening as judges from elsewhere see it: what they find is mended, or waived with a reason (judges/waivers.yaml).
 
-A finding without a waiver fails, and so does a waiver without its finding. Of SSH, ssh-audit has the word in
-`test_ssh.py`; of ports, nmap in `test_ports.py`.
+A finding without a waiver fails, and so does a waiver without its finding. Of ports, nmap has the word in
+`test_ports.py`.
 """
 
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -146,6 +147,33 @@ def test_lynis(up: Rehearsal) -> None:
     assert min(index.values()) >= LEAST_INDEX, index
 
 
+def from_app(up: Rehearsal) -> tuple[str, ...]:
+    """What lets a program of this host see the others as the first application server does."""
+    return "ip", "netns", "exec", up.realm().network.namespace(up.machine("app-1").number)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_ssh_audit(up: Rehearsal, server: str) -> None:
+    """It finds nothing: no waivers."""
+    program = [sys.executable, "-m", "ssh_audit.ssh_audit", "--skip-rate-test", "-j"]
+    if server == "app-1":
+        program = [*program, up.outputs()["servers"][server]["publicIp"]]
+    else:
+        program = [*from_app(up), *program, up.private_address(server)]
+    done = podman.run(program, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    offer = json.loads(done.stdout)
+    # The key of the first contact was of another type.
+    assert [key["algorithm"] for key in offer["key"]] == ["ssh-ed25519"]
+    found = [
+        entry
+        for kind in ("kex", "key", "enc", "mac")
+        for entry in offer[kind]
+        if entry["notes"].keys() & {"fail", "warn"}
+    ]
+    assert found == []
+
+
 def sslyze(address: str, port: int, start: Sequence[str] = (), *options: str) -> Findings:
     """Where a server's TLS is weaker than Mozilla's intermediate profile."""
     program = [*start, os.environ.get("UV", "uv"), "run", "--quiet", "--frozen", "--script", str(FOLDER / "tls.py")]
@@ -156,10 +184,9 @@ def sslyze(address: str, port: int, start: Sequence[str] = (), *options: str) ->
 def test_sslyze(up: Rehearsal) -> None:
     """The application as the world sees it, and the database as the application does."""
     public = up.outputs()["servers"]["app-1"]["publicIp"]
-    from_app = ("ip", "netns", "exec", up.realm().network.namespace(up.machine("app-1").number))
     found = {
         "app-1": sslyze(public, 443),
-        "db-1": sslyze(up.private_address("db-1"), 3306, from_app, "--mysql"),
+        "db-1": sslyze(up.private_address("db-1"), 3306, from_app(up), "--mysql"),
     }
     assert_waived("sslyze", found)
 
