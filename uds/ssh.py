@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,21 +53,29 @@ def write_config(folder: Path, outputs: Mapping[str, Any], *options: str) -> Pat
 @contextmanager
 def agent(private_key: str, folder: Path) -> Iterator[Path]:
     """An agent of its own that holds the key for a while, so that the key never lies on the disk."""
-    socket = folder / "agent"
-    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
+    path = folder / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
     try:
-        while not socket.exists():
+        while not _listens(path):
             if process.poll() is not None:
                 raise OperatorError("ssh-agent did not start.")
             time.sleep(0.01)
-        environment = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+        environment = {**os.environ, "SSH_AUTH_SOCK": str(path)}
         # Pulumi drops the last line end of a value, and OpenSSH reads no key without it.
         key = private_key.rstrip("\n") + "\n"
         subprocess.run(["ssh-add", "-q", "-"], input=key, text=True, env=environment, check=True)
-        yield socket
+        yield path
     finally:
         process.terminate()
         process.wait()
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody answers at this socket: it is there a moment before."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(path))
+        return True
+    return False
 
 
 def check_server(outputs: Mapping[str, Any], server: str) -> None:
@@ -89,8 +98,8 @@ def opened(stack: Stack, outputs: Mapping[str, Any]) -> Iterator[list[str]]:
     if not shutil.which("ssh"):
         raise OperatorError("There is no ssh on this machine: install openssh-client.")
     private_key = stack.section("deploy")["privateKey"]
-    with tempfile.TemporaryDirectory() as name, agent(private_key, Path(name)) as socket:
-        yield ["ssh", "-F", str(write_config(Path(name), outputs, f"IdentityAgent {socket}"))]
+    with tempfile.TemporaryDirectory() as name, agent(private_key, Path(name)) as held:
+        yield ["ssh", "-F", str(write_config(Path(name), outputs, f"IdentityAgent {held}"))]
 
 
 @contextmanager
