@@ -112,7 +112,7 @@ class Server(pulumi.ComponentResource):
         contact = remote.Command(
             f"{name}-first-contact",
             connection=connection(host, cloud_init.public_line(bootstrap_key), login, bastion, first=True),
-            create="cat /etc/ssh/ssh_host_ed25519_key.pub; ssh -V 2>&1",
+            create="cat /etc/ssh/ssh_host_ed25519_key.pub && ssh -V 2>&1",
             triggers=[machine.id],
             add_previous_output_in_env=False,
             logging=remote.Logging.NONE,

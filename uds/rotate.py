@@ -70,6 +70,8 @@ def host_key(stack: Stack, server: str) -> str:
         *(f"printf %s {shlex.quote(file.content)} | {_install(file.path, file.mode)}" for file in files),
         "rm -f ssh_host_ed25519_key ssh_host_ed25519_key.pub",
         "ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key",
+        # Root's umask keeps it from the automation otherwise.
+        "chmod 644 ssh_host_ed25519_key.pub",
         "sshd -t",
         "systemctl reload ssh",
     ]
