@@ -444,11 +444,12 @@ BROKEN = (
         "KeyError",
     ),
     ("    main()\n", "    pass\n", "it ended by itself"),
-    # It starts and answers, but is never well: given up after a minute.
-    (
+    # It starts and answers, but is never well.
+    pytest.param(
         '(HTTPStatus.OK, "text/plain; ',
         '(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain; ',
         "/health answers with status 503",
+        marks=pytest.mark.nightly("given up after a minute"),
     ),
 )
 

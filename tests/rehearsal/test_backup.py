@@ -320,6 +320,7 @@ def test_it_is_made_at_00_01_and_made_up_for(up: Rehearsal) -> None:
     until(lambda: "inactive" in up.sudo("db-1", "systemctl is-active uds-backup.service", check=False).stdout)
 
 
+@pytest.mark.nightly("ten backups; the rule by itself is in test_backup_store.py")
 def test_ten_nights_leave_what_the_rule_says(up: Rehearsal) -> None:
     up.sudo("backup-1", f"find {STORE} -type f -delete")
     made = []
