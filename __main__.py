@@ -24,18 +24,30 @@ def build() -> None:
     release = application.delivery(settings)
     cloud = cloud_for(settings)
 
-    private = [settings.database_address, *([settings.backup_address] if settings.backup.server else [])]
+    backup = settings.backup
+    private = [settings.database_address]
+    if backup.server and not backup.region:
+        private.append(settings.backup_address)
     jump_targets = [f"{address}:22" for address in private]
     bastion, *others = (
         AppServer(name, settings, cloud, release, jump_targets=jump_targets if name == "app-1" else []).server
         for name in settings.app_addresses
     )
-    store = BackupServer("backup-1", settings, cloud, bastion) if settings.backup.server else None
     bucket = bucket_for(settings)
-    database = DbServer("db-1", settings, cloud, bastion, store=store, bucket=bucket).server
+    db_server = DbServer("db-1", settings, cloud, bastion, bucket=bucket)
+    database, store = db_server.server, None
+    if backup.server:
+        backup_cloud = cloud_for(settings, backup.region) if backup.region else cloud
+        store = BackupServer("backup-1", settings, backup_cloud, bastion=bastion, database=database)
+    db_server.back_up(store)
 
     servers = {"app": [bastion, *others], "db": [database], "backup": [store.server] if store else []}
-    pulumi.export("servers", {server.name: _facts(role, server) for role, group in servers.items() for server in group})
+    facts = {server.name: _facts(role, server) for role, group in servers.items() for server in group}
+    if store and store.server.elsewhere:
+        # How the one knows the other, where no private network joins them.
+        facts[store.server.name]["region"] = store.server.elsewhere
+        facts[database.name]["outwardIp"] = database.outward_address
+    pulumi.export("servers", facts)
     pulumi.export("sshUser", DEPLOY_USER)
     pulumi.export(
         "database",

@@ -1,7 +1,6 @@
 """The application server: the only one that the world reaches, and the way in to the private ones."""
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 import pulumi
 
@@ -14,20 +13,12 @@ from components.server import Server, ServerArgs
 from components.settings import DEPLOY_USER, Settings
 
 
-def operators(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...]:
-    """The networks that may reach SSH from outside, none of them inside another."""
-    sources = settings.ssh.allowed_sources
-    v4 = [source for source in sources if isinstance(source, IPv4Network)]
-    v6 = [source for source in sources if isinstance(source, IPv6Network)]
-    return (*collapse_addresses(v4), *collapse_addresses(v6))
-
-
 def firewall(settings: Settings) -> Firewall:
     """SSH for the operators, the web for everyone (guide, 3.9)."""
     return Firewall(
         name="application",
         rules=(
-            Rule("tcp", 22, operators(settings), "SSH for operators"),
+            Rule("tcp", 22, settings.ssh.operators, "SSH for operators"),
             Rule("tcp", 80, ANYWHERE, "HTTP, answered with a redirect to HTTPS"),
             Rule("tcp", 443, ANYWHERE, "HTTPS"),
         ),
@@ -56,7 +47,7 @@ class AppServer(pulumi.ComponentResource):
         """Build the server `name`, which is one of `settings.app_addresses`, with the release of `delivery`."""
         super().__init__("uds:server:AppServer", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        deploy_sources = [str(source) for source in operators(settings)]
+        deploy_sources = [str(source) for source in settings.ssh.operators]
         self.server = Server(
             name,
             ServerArgs(

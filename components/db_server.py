@@ -28,7 +28,10 @@ def firewall(settings: Settings) -> Firewall:
 
 
 class DbServer(pulumi.ComponentResource):
-    """The database server. It holds what can't be made again, so Pulumi refuses to delete or replace it."""
+    """The database server. It holds what can't be made again, so Pulumi refuses to delete or replace it.
+
+    It is complete once it knows where its backups go (`back_up`).
+    """
 
     server: Server
 
@@ -39,14 +42,14 @@ class DbServer(pulumi.ComponentResource):
         cloud: Cloud,
         bastion: Server,
         *,
-        store: BackupServer | None,
         bucket: Bucket | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """Build the server `name`, reached through `bastion`; its backups go to `store` and to `bucket`."""
+        """Build the server `name`, reached through `bastion`, which may add to `bucket`."""
         super().__init__("uds:server:DbServer", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self)
-        deploy_sources = [f"{bastion.private_address}/32"]
+        self._settings, self._bucket = settings, bucket
+        self._child = child = pulumi.ResourceOptions(parent=self)
+        self._deploy_sources = deploy_sources = [f"{bastion.private_address}/32"]
         self.server = Server(
             name,
             ServerArgs(
@@ -70,7 +73,12 @@ class DbServer(pulumi.ComponentResource):
             opts=child,
         )
         Accounts(f"{name}-accounts", settings, self.server, opts=child)
-        database = MySql(f"{name}-mysql", settings, self.server, opts=child)
+        self._database = MySql(f"{name}-mysql", settings, self.server, opts=child)
+        self.register_outputs({})
+
+    def back_up(self, store: BackupServer | None) -> None:
+        """Have its backups go to `store`, and to its bucket; and watch it, which comes last."""
+        settings, name, bucket, child = self._settings, self.server.name, self._bucket, self._child
         places = [*([store.ready] if store else []), *(bucket.ready if bucket else [])]
         Backup(
             f"{name}-backup",
@@ -78,11 +86,10 @@ class DbServer(pulumi.ComponentResource):
             self.server,
             store.server if store else None,
             bucket,
-            after=[database, *places],
+            after=[self._database, *places],
             opts=child,
         )
         watches = {"database": mysql.watch()}
         if settings.backup.are_made:
             watches["backup"] = backup.watch()
-        monit.Monit(f"{name}-monit", settings, self.server, {DEPLOY_USER: deploy_sources}, watches, opts=child)
-        self.register_outputs({})
+        monit.Monit(f"{name}-monit", settings, self.server, {DEPLOY_USER: self._deploy_sources}, watches, opts=child)

@@ -11,7 +11,7 @@ from pulumi_command import remote
 
 from components import cloud_init
 from components.catalogue import IMAGES
-from components.clouds import Bucket, Cloud, Machine
+from components.clouds import Bucket, Cloud, Guest, Machine
 from components.files import ServerFile, digest
 from components.firewall import Firewall
 from components.remote import Login, RemoteScript, connection, wait_for_ssh
@@ -27,7 +27,9 @@ class ServerArgs:
 
     `private_address` is fixed, so that firewalls are known before anything exists. `deploy_sources` are the addresses
     (CIDR) from which the automation logs in. A server with a `bastion` is reached through it only; `jump_targets` are
-    the private servers (`address:port`) that are reached through this one. `adds_to` is a bucket that it may add to.
+    the private servers (`address:port`) that are reached through this one. `elsewhere` is the region of a server to
+    which no private network of the stack leads. `guest` is somebody more than the firewall names. `adds_to` is a bucket
+    that it may add to.
     """
 
     private_address: IPv4Address
@@ -37,8 +39,16 @@ class ServerArgs:
     deploy_sources: Sequence[str]
     jump_targets: Sequence[str] = ()
     bastion: "Server | None" = None
+    elsewhere: str | None = None
     protect: bool = False
+    guest: Guest | None = None
     adds_to: Bucket | None = None
+
+    def firewall_with(self, address: str | None) -> Firewall:
+        """The firewall with the guest in it, who has this address."""
+        if self.guest is None or address is None:
+            return self.firewall
+        return replace(self.firewall, rules=(*self.firewall.rules, self.guest.rule(address)))
 
 
 class Server(pulumi.ComponentResource):
@@ -52,7 +62,13 @@ class Server(pulumi.ComponentResource):
     name: str
     public_address: pulumi.Output[str] | None
     """Where the world addresses it, if it has such an address."""
+    outward_address: pulumi.Output[str]
+    """Where the world sees it call from."""
     private_address: str
+    address: pulumi.Input[str]
+    """Where the stack's other servers reach it."""
+    elsewhere: str | None
+    """The region of a server to which no private network of the stack leads."""
     host_key: pulumi.Output[str]
     """The public host key, as one line."""
     connection: remote.ConnectionArgs
@@ -94,13 +110,19 @@ class Server(pulumi.ComponentResource):
                 ),
                 public=args.bastion is None,
                 protect=args.protect,
+                guest=args.guest,
                 adds_to=args.adds_to,
             ),
             parent=self,
         )
         machine = provisioned.resource
         self.public_address = provisioned.public_address
+        self.outward_address = provisioned.outward_address
         self.private_address = str(args.private_address)
+        self.elsewhere = args.elsewhere
+        self.address = self.private_address
+        if args.elsewhere and self.public_address:
+            self.address = self.public_address
 
         bastion = args.bastion.connection if args.bastion else None
         host: pulumi.Input[str] = self.private_address
@@ -129,8 +151,10 @@ class Server(pulumi.ComponentResource):
         self.connection = connection(host, self.host_key, login, bastion)
 
         # Servers keep the system that they were made with, whatever `image` says today.
-        files = contact.stdout.apply(
-            lambda text: cloud_init.server_files(replace(boot, openssh=openssh_of(text) or boot.openssh))
+        files = pulumi.Output.all(contact.stdout, args.guest.address if args.guest else None).apply(
+            lambda known: cloud_init.server_files(
+                replace(boot, openssh=openssh_of(known[0]) or boot.openssh, firewall=args.firewall_with(known[1]))
+            )
         )
         self.hardening = RemoteScript(
             f"{name}-hardening",
@@ -150,7 +174,7 @@ class Server(pulumi.ComponentResource):
         script: str,
         *,
         parent: pulumi.Resource,
-        files: Sequence[ServerFile] = (),
+        files: pulumi.Input[Sequence[ServerFile]] = (),
         data: Mapping[str, pulumi.Input[str]] | None = None,
         after: Sequence[pulumi.Resource] = (),
     ) -> RemoteScript:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -132,6 +132,13 @@ class SshSettings(_Section):
                 )
         return self
 
+    @property
+    def operators(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks that may reach SSH from outside, none of them inside another."""
+        v4 = [source for source in self.allowed_sources if isinstance(source, IPv4Network)]
+        v6 = [source for source in self.allowed_sources if isinstance(source, IPv6Network)]
+        return (*collapse_addresses(v4), *collapse_addresses(v6))
+
 
 class AppSettings(_Section):
     """The application servers."""
@@ -209,11 +216,13 @@ class BackupSettings(_Section):
     `recipients` are age's public keys: each of them opens every backup made while it is here. `databases` are saved
     beside the application's, `paths` (files and folders of the database server) in an archive. `uds init` makes the
     first recipient, whose identity stays with the operator, and the key with which the database server adds backups to
-    the backup server. In the bucket nobody can change or delete a backup for `bucket_days`; then it goes.
+    the backup server. In the bucket nobody can change or delete a backup for `bucket_days`; then it goes. `region` is
+    where server and bucket are, where that isn't the stack's own region.
     """
 
     server: bool = True
     bucket: bool = False
+    region: str | None = None
     # Not fewer than the guide keeps; more than ten years would be a mistake that can't be taken back.
     bucket_days: Annotated[Whole, Field(ge=7, le=3650)] = 35
     size: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] | None = None
@@ -368,9 +377,7 @@ class Settings(_Section):
     @field_validator("region")
     @classmethod
     def _of_the_cloud(cls, region: str, info: ValidationInfo) -> str:
-        cloud = info.data.get("cloud")
-        if cloud and region not in REGIONS[cloud]:
-            raise ValueError(f"is not a region of {cloud}; allowed: {', '.join(sorted(REGIONS[cloud]))}")
+        _check_region(region, info.data.get("cloud"))
         return region
 
     @field_validator("ssh")
@@ -389,6 +396,15 @@ class Settings(_Section):
     @classmethod
     def _of_this_stack(cls, backup: BackupSettings, info: ValidationInfo) -> BackupSettings:
         cloud, database = info.data.get("cloud"), info.data.get("database")
+        if backup.region is not None:
+            try:
+                _check_region(backup.region, cloud)
+            except ValueError as error:
+                raise ValueError(f"region: {backup.region} {error}") from None
+            if backup.region == info.data.get("region"):
+                raise ValueError(f"region: {backup.region} is the stack's own; allowed is another one, or none")
+            if not backup.are_made:
+                raise ValueError("region is for the backup server and the bucket; allowed only with one of them")
         if backup.bucket and cloud is CloudName.LINODE:
             # Its keys are for reading and writing, or for reading: whoever breaks in could delete every backup.
             raise ValueError(
@@ -437,8 +453,8 @@ class Settings(_Section):
 
     @property
     def backup_address(self) -> IPv4Address:
-        """The backup server's private address."""
-        return self.network.address(BACKUP_NUMBER)
+        """The backup server's private address, among those that the world can address where it stands elsewhere."""
+        return self.public_subnet[BACKUP_NUMBER] if self.backup.region else self.network.address(BACKUP_NUMBER)
 
     @property
     def app_size(self) -> str:
@@ -458,6 +474,12 @@ class Settings(_Section):
     def _half(self, number: int) -> IPv4Network:
         cidr = self.network.cidr
         return list(cidr.subnets())[number] if self.cloud in SPLIT_NETWORKS else cidr
+
+
+def _check_region(region: str, cloud: CloudName | None) -> None:
+    """Raises ValueError when the cloud has no such region; of an unknown cloud nothing is said here."""
+    if cloud and region not in REGIONS[cloud]:
+        raise ValueError(f"is not a region of {cloud}; allowed: {', '.join(sorted(REGIONS[cloud]))}")
 
 
 def parse(config: Mapping[str, str]) -> Settings:

@@ -17,6 +17,19 @@ from typing import IO, Any
 from uds.stack import OperatorError, Stack
 
 
+def is_private(facts: Mapping[str, str]) -> bool:
+    """Whether a server, by its facts in the stack's outputs, is reached through the first application server only.
+
+    One in another region isn't, since it must be reached when the stack's own region is not.
+    """
+    return facts["role"] != "app" and "region" not in facts
+
+
+def address(facts: Mapping[str, str]) -> str:
+    """Where a server is reached: by those inside where it is private, else by anybody whom its firewalls let."""
+    return facts["privateIp"] if is_private(facts) else facts["publicIp"]
+
+
 def write_config(folder: Path, outputs: Mapping[str, Any], *options: str) -> Path:
     """Write OpenSSH's configuration for the stack's servers into `folder`: names, jumps, and the only keys accepted.
 
@@ -28,10 +41,8 @@ def write_config(folder: Path, outputs: Mapping[str, Any], *options: str) -> Pat
     known_hosts.write_text("".join(f"{name} {server['hostKey']}\n" for name, server in servers.items()))
     lines = []
     for name, server in servers.items():
-        private = server["role"] != "app"
-        address = server["privateIp"] if private else server["publicIp"]
-        lines += [f"Host {name}", f"  HostName {address}", f"  HostKeyAlias {name}"]
-        if private:
+        lines += [f"Host {name}", f"  HostName {address(server)}", f"  HostKeyAlias {name}"]
+        if is_private(server):
             lines.append("  ProxyJump app-1")
     lines += [
         "Host *",

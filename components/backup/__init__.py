@@ -31,9 +31,9 @@ def _program(name: str, source: str) -> ServerFile:
     return ServerFile(f"/usr/local/sbin/{name}", 0o755, (_FOLDER / source).read_text())
 
 
-def store_files(settings: Settings) -> list[ServerFile]:
-    """The files of the backup server."""
-    values = {"database_address": settings.database_address, "public_key": settings.backup.public_key}
+def store_files(settings: Settings, pushed_from: str) -> list[ServerFile]:
+    """The files of the backup server; the database server's address is `pushed_from`."""
+    values = {"database_address": pushed_from, "public_key": settings.backup.public_key}
     return [
         *read_tree(_FOLDER / "files" / "backup", values),
         _program("uds-backup-receive", "receive.py"),
@@ -42,11 +42,11 @@ def store_files(settings: Settings) -> list[ServerFile]:
     ]
 
 
-def sender_files(settings: Settings) -> list[ServerFile]:
-    """The files of the database server."""
+def sender_files(settings: Settings, store: str | None) -> list[ServerFile]:
+    """The files of the database server; the backup server's address, if there is one, is `store`."""
     backup = settings.backup
     config = {
-        "address": str(settings.backup_address) if backup.server else None,
+        "address": store,
         "databases": [settings.database.name, *backup.databases],
         "paths": list(backup.paths),
     }
@@ -71,11 +71,17 @@ class BackupStore(pulumi.ComponentResource):
     """The backup server's side: an account that only adds, and what it adds to."""
 
     def __init__(
-        self, name: str, settings: Settings, server: Server, opts: pulumi.ResourceOptions | None = None
+        self,
+        name: str,
+        settings: Settings,
+        server: Server,
+        pushed_from: pulumi.Input[str],
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """Have `server` take backups from the database server."""
+        """Have `server` take backups from the database server, whose address there is `pushed_from`."""
         super().__init__("uds:backup:Store", name, None, opts)
-        server.apply(name, (_FOLDER / "apply-store.sh").read_text(), files=store_files(settings), parent=self)
+        files = pulumi.Output.from_input(pushed_from).apply(lambda address: store_files(settings, address))
+        server.apply(name, (_FOLDER / "apply-store.sh").read_text(), files=files, parent=self)
         self.register_outputs({})
 
 
@@ -98,10 +104,11 @@ class Backup(pulumi.ComponentResource):
         What is known of these places only when they are there comes as data: the one's host key, the other's name.
         """
         super().__init__("uds:backup:Backup", name, None, opts)
+        address = pulumi.Output.from_input(store.address if store else None)
         server.apply(
             name,
             (_FOLDER / "apply.sh").read_text(),
-            files=sender_files(settings) if settings.backup.are_made else [],
+            files=address.apply(lambda known: sender_files(settings, known) if settings.backup.are_made else []),
             data={
                 "known_hosts": pulumi.Output.format("backup {}\n", store.host_key) if store else "",
                 "bucket.json": pulumi.Output.json_dumps({"name": bucket.name, "region": bucket.region})

@@ -4,12 +4,12 @@ Where clouds differ, the difference is in this folder; nothing else asks which c
 """
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
 import pulumi
 
-from components.firewall import Firewall
+from components.firewall import Firewall, Rule
 from components.settings import CloudName, Settings
 
 
@@ -27,6 +27,22 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Guest:
+    """Who may come to a port (TCP) by a public IPv4 address that is known only when a server has it.
+
+    A rule more, beside the firewall's own: the cloud's has it from the beginning, the server's from its hardening on.
+    """
+
+    port: int
+    address: pulumi.Output[str]
+    why: str
+
+    def rule(self, address: str) -> Rule:
+        """The rule, now that the address is known."""
+        return Rule("tcp", self.port, (IPv4Network(address),), self.why)
+
+
+@dataclass(frozen=True)
 class Machine:
     """What a server asks of the cloud.
 
@@ -41,15 +57,17 @@ class Machine:
     user_data: bytes
     public: bool
     protect: bool
+    guest: Guest | None = None
     adds_to: Bucket | None = None
 
 
 @dataclass(frozen=True)
 class Provisioned:
-    """What the cloud made of it."""
+    """What the cloud made of it. `outward_address` is how the world sees it when it calls, whoever else shares that."""
 
     resource: pulumi.CustomResource
     public_address: pulumi.Output[str] | None
+    outward_address: pulumi.Output[str]
 
 
 class Cloud(Protocol):
@@ -62,15 +80,18 @@ class Cloud(Protocol):
         """A machine behind its firewall, from its first moment."""
 
 
-def cloud_for(settings: Settings) -> Cloud:
-    """The stack's cloud. Importing an SDK costs a second at every preview, so only the one in use is."""
+def cloud_for(settings: Settings, elsewhere: str | None = None) -> Cloud:
+    """The stack's cloud, in the stack's region or `elsewhere`, where it is for servers that the world addresses.
+
+    Importing an SDK costs a second at every preview, so only the one in use is.
+    """
     if settings.cloud is CloudName.AWS:
         from components.clouds.aws import Aws  # noqa: PLC0415 - see above
 
-        return Aws(settings)
+        return Aws(settings, elsewhere)
     from components.clouds.linode import Linode  # noqa: PLC0415 - see above
 
-    return Linode(settings)
+    return Linode(settings, elsewhere)
 
 
 def bucket_for(settings: Settings) -> Bucket | None:

@@ -3,12 +3,13 @@
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv6Network
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 import pulumi
 
 from components.catalogue import IMAGES
-from components.clouds import Machine, Provisioned
+from components.clouds import Guest, Machine, Provisioned
 from components.clouds.sdk import without_the_rest
 from components.firewall import CloudRule, check_aws_limits, cloud_rules
 from components.settings import PROJECT, Settings, SettingsError
@@ -48,28 +49,43 @@ _FLOW_LOG_DAYS = 90
 _DISK = 30
 
 
+@dataclass(frozen=True)
+class _Private:
+    """The subnet of those whom nobody can address, their way out, and the address that they have out there."""
+
+    subnet: Subnet
+    way_out: list[pulumi.Resource]
+    outward: Eip
+
+
 class Aws(pulumi.ComponentResource):
     """An AWS account's part of the stack.
 
     Servers that the world reaches stand in the public subnet, with an Elastic IP and an IPv6 address. All others stand
     in the private one: they have no public address at all, neither IPv4 nor IPv6, and go out by a NAT gateway. Both
-    subnets are in one availability zone: traffic between zones is slower and costs extra.
+    subnets are in one availability zone: traffic between zones is slower and costs extra. Elsewhere, there is a VPC of
+    its own with nothing but the public subnet.
     """
 
     user_data_limit = 16384
     """Bytes, before base64 (EC2 user guide, "Run commands on your instances at launch")."""
 
-    def __init__(self, settings: Settings, opts: pulumi.ResourceOptions | None = None) -> None:
-        """Make the network."""
-        super().__init__("uds:cloud:Aws", "aws", None, opts)
+    def __init__(
+        self, settings: Settings, elsewhere: str | None = None, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        """Make the network, in the stack's region or in another one."""
+        self._name = "aws-elsewhere" if elsewhere else "aws"
+        super().__init__("uds:cloud:Aws", self._name, None, opts)
         self._child = pulumi.ResourceOptions(parent=self)
         # Given to every resource: the provider's default region can come from elsewhere (AWS_REGION).
-        self._region = settings.region
+        self._region = elsewhere or settings.region
         self._stack = pulumi.get_stack()
-        self._image = settings.image_id or _newest(IMAGES[settings.image].aws, settings.region, self)
+        # An image has another number in every region.
+        own = "" if elsewhere else settings.image_id
+        self._image = own or _newest(IMAGES[settings.image].aws, self._region, self)
 
         self._vpc = Vpc(
-            "aws-vpc",
+            f"{self._name}-vpc",
             cidr_block=str(settings.network.cidr),
             assign_generated_ipv6_cidr_block=True,
             region=self._region,
@@ -78,7 +94,7 @@ class Aws(pulumi.ComponentResource):
         )
         # A VPC is born with a group whose members reach each other. Emptied, it is no way round ours.
         DefaultSecurityGroup(
-            "aws-default-security-group",
+            f"{self._name}-default-security-group",
             vpc_id=self._vpc.id,
             region=self._region,
             tags=self._tags("nobody"),
@@ -87,14 +103,14 @@ class Aws(pulumi.ComponentResource):
         self._log_flows()
 
         internet = InternetGateway(
-            "aws-internet-gateway",
+            f"{self._name}-internet-gateway",
             vpc_id=self._vpc.id,
             region=self._region,
             tags=self._tags("servers"),
             opts=self._child,
         )
         self._public = Subnet(
-            "aws-public-subnet",
+            f"{self._name}-public-subnet",
             vpc_id=self._vpc.id,
             cidr_block=str(settings.public_subnet),
             ipv6_cidr_block=self._vpc.ipv6_cidr_block.apply(_first_64),
@@ -102,17 +118,8 @@ class Aws(pulumi.ComponentResource):
             tags=self._tags("public"),
             opts=self._child,
         )
-        self._private = Subnet(
-            "aws-private-subnet",
-            vpc_id=self._vpc.id,
-            cidr_block=str(settings.private_subnet),
-            availability_zone=self._public.availability_zone,
-            region=self._region,
-            tags=self._tags("private"),
-            opts=self._child,
-        )
         self._public_way_out = self._lead_out(internet)
-        self._private_way_out = self._translate(internet)
+        self._private = None if elsewhere else self._translated(internet, settings.private_subnet)
         self.register_outputs({})
 
     def machine(self, name: str, machine: Machine, parent: pulumi.Resource) -> Provisioned:
@@ -122,6 +129,7 @@ class Aws(pulumi.ComponentResource):
         runs, and its first boot could not fetch its packages.
         """
         opts = pulumi.ResourceOptions(parent=parent)
+        private = None if machine.public else self._private_subnet(name)
         rules = cloud_rules(machine.firewall)
         try:
             check_aws_limits(rules)
@@ -139,9 +147,9 @@ class Aws(pulumi.ComponentResource):
         )
         interface = NetworkInterface(
             f"{name}-interface",
-            subnet_id=(self._public if machine.public else self._private).id,
+            subnet_id=(private.subnet if private else self._public).id,
             private_ips=[str(machine.private_address)],
-            ipv6_address_count=1 if machine.public else 0,
+            ipv6_address_count=0 if private else 1,
             security_groups=[firewall.id],
             description=f"Network of {name}",
             region=self._region,
@@ -149,12 +157,13 @@ class Aws(pulumi.ComponentResource):
             opts=opts,
         )
         before: list[pulumi.Resource] = [
-            *self._rules(name, rules, firewall, opts),
-            *(self._public_way_out if machine.public else self._private_way_out),
+            *self._rules(name, rules, machine.guest, firewall, opts),
+            *(private.way_out if private else self._public_way_out),
         ]
-        address = None
-        if machine.public:
-            address = Eip(
+        if private:
+            outward = private.outward
+        else:
+            outward = Eip(
                 f"{name}-address",
                 domain="vpc",
                 network_interface=interface.id,
@@ -162,7 +171,7 @@ class Aws(pulumi.ComponentResource):
                 tags=self._tags(name),
                 opts=pulumi.ResourceOptions(parent=parent, depends_on=self._public_way_out),
             )
-            before.append(address)
+            before.append(outward)
         instance = Instance(
             f"{name}-instance",
             ami=self._image,
@@ -194,10 +203,20 @@ class Aws(pulumi.ComponentResource):
                 delete_before_replace=True,
             ),
         )
-        return Provisioned(instance, address.public_ip if address else None)
+        return Provisioned(instance, outward.public_ip if machine.public else None, outward.public_ip)
+
+    def _private_subnet(self, name: str) -> _Private:
+        if self._private is None:
+            raise ValueError(f"{name}: there is no private subnet elsewhere")
+        return self._private
 
     def _rules(
-        self, name: str, rules: Sequence[CloudRule], firewall: SecurityGroup, opts: pulumi.ResourceOptions
+        self,
+        name: str,
+        rules: Sequence[CloudRule],
+        guest: Guest | None,
+        firewall: SecurityGroup,
+        opts: pulumi.ResourceOptions,
     ) -> Iterator[pulumi.Resource]:
         """One resource for each port and source: changing one touches no other."""
         for rule in rules:
@@ -205,6 +224,18 @@ class Aws(pulumi.ComponentResource):
                 yield self._inbound(name, rule, firewall, opts, v4=source)
             for source in rule.sources_v6:
                 yield self._inbound(name, rule, firewall, opts, v6=source)
+        if guest:
+            yield SecurityGroupIngressRule(
+                f"{name}-in-tcp-{guest.port}-guest",
+                security_group_id=firewall.id,
+                ip_protocol="tcp",
+                from_port=guest.port,
+                to_port=guest.port,
+                cidr_ipv4=pulumi.Output.concat(guest.address, "/32"),
+                description=guest.why,
+                region=self._region,
+                opts=opts,
+            )
         # Without these nothing goes out: AWS's own rule for that is taken away from groups that Pulumi makes.
         for family, v4, v6 in (("v4", "0.0.0.0/0", None), ("v6", None, "::/0")):
             yield SecurityGroupEgressRule(
@@ -247,7 +278,7 @@ class Aws(pulumi.ComponentResource):
         """The public subnet's routes, in and out."""
         table = self._route_table("public")
         v4 = Route(
-            "aws-public-route-v4",
+            f"{self._name}-public-route-v4",
             route_table_id=table.id,
             destination_cidr_block="0.0.0.0/0",
             gateway_id=internet.id,
@@ -255,7 +286,7 @@ class Aws(pulumi.ComponentResource):
             opts=self._child,
         )
         v6 = Route(
-            "aws-public-route-v6",
+            f"{self._name}-public-route-v6",
             route_table_id=table.id,
             destination_ipv6_cidr_block="::/0",
             gateway_id=internet.id,
@@ -264,10 +295,19 @@ class Aws(pulumi.ComponentResource):
         )
         return [v4, v6, self._associated("public", table, self._public)]
 
-    def _translate(self, internet: InternetGateway) -> list[pulumi.Resource]:
-        """The private subnet's way out, by which nobody comes in."""
+    def _translated(self, internet: InternetGateway, cidr: IPv4Network) -> _Private:
+        """The private subnet, and its way out, by which nobody comes in."""
+        subnet = Subnet(
+            f"{self._name}-private-subnet",
+            vpc_id=self._vpc.id,
+            cidr_block=str(cidr),
+            availability_zone=self._public.availability_zone,
+            region=self._region,
+            tags=self._tags("private"),
+            opts=self._child,
+        )
         address = Eip(
-            "aws-nat-address",
+            f"{self._name}-nat-address",
             domain="vpc",
             region=self._region,
             tags=self._tags("nat"),
@@ -275,7 +315,7 @@ class Aws(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, depends_on=[internet]),
         )
         gateway = NatGateway(
-            "aws-nat-gateway",
+            f"{self._name}-nat-gateway",
             allocation_id=address.allocation_id,
             subnet_id=self._public.id,
             region=self._region,
@@ -284,18 +324,18 @@ class Aws(pulumi.ComponentResource):
         )
         table = self._route_table("private")
         v4 = Route(
-            "aws-private-route-v4",
+            f"{self._name}-private-route-v4",
             route_table_id=table.id,
             destination_cidr_block="0.0.0.0/0",
             nat_gateway_id=gateway.id,
             region=self._region,
             opts=self._child,
         )
-        return [v4, self._associated("private", table, self._private)]
+        return _Private(subnet, [v4, self._associated("private", table, subnet)], address)
 
     def _route_table(self, which: str) -> RouteTable:
         return RouteTable(
-            f"aws-{which}-routes",
+            f"{self._name}-{which}-routes",
             vpc_id=self._vpc.id,
             region=self._region,
             tags=self._tags(which),
@@ -304,7 +344,7 @@ class Aws(pulumi.ComponentResource):
 
     def _associated(self, which: str, table: RouteTable, subnet: Subnet) -> pulumi.Resource:
         return RouteTableAssociation(
-            f"aws-{which}-subnet-routes",
+            f"{self._name}-{which}-subnet-routes",
             route_table_id=table.id,
             subnet_id=subnet.id,
             region=self._region,
@@ -314,7 +354,7 @@ class Aws(pulumi.ComponentResource):
     def _log_flows(self) -> None:
         """Who talked to whom, kept where no server can change it."""
         log = LogGroup(
-            "aws-flow-log-group",
+            f"{self._name}-flow-log-group",
             name=f"/{PROJECT}/{self._stack}/flows",
             retention_in_days=_FLOW_LOG_DAYS,
             region=self._region,
@@ -322,7 +362,7 @@ class Aws(pulumi.ComponentResource):
             opts=self._child,
         )
         writer = Role(
-            "aws-flow-log-role",
+            f"{self._name}-flow-log-role",
             # Pulumi adds letters, so that it is unique in the account.
             description="Lets the VPC write its flow log",
             assume_role_policy=_policy("sts:AssumeRole", Principal={"Service": "vpc-flow-logs.amazonaws.com"}),
@@ -330,7 +370,7 @@ class Aws(pulumi.ComponentResource):
             opts=self._child,
         )
         RolePolicy(
-            "aws-flow-log-policy",
+            f"{self._name}-flow-log-policy",
             role=writer.name,
             policy=log.arn.apply(
                 lambda arn: _policy(
@@ -343,7 +383,7 @@ class Aws(pulumi.ComponentResource):
             opts=self._child,
         )
         FlowLog(
-            "aws-flow-log",
+            f"{self._name}-flow-log",
             vpc_id=self._vpc.id,
             traffic_type="ALL",
             log_destination_type="cloud-watch-logs",

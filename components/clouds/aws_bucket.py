@@ -46,9 +46,9 @@ class BackupBucket(pulumi.ComponentResource):
     made: Bucket
 
     def __init__(self, settings: Settings, opts: pulumi.ResourceOptions | None = None) -> None:
-        """Make it in the stack's region."""
+        """Make it in the stack's region, or in that of the backups."""
         super().__init__("uds:cloud:BackupBucket", "backup-bucket", None, opts)
-        self._region = settings.region
+        self._region = settings.backup.region or settings.region
         self._child = pulumi.ResourceOptions(parent=self)
         stack = pulumi.get_stack()
         self._tags = {"Name": f"{stack}-backups", "Project": PROJECT, "Stack": stack}

@@ -5,7 +5,7 @@ import base64
 import pulumi
 
 from components.catalogue import IMAGES
-from components.clouds import Machine, Provisioned
+from components.clouds import Guest, Machine, Provisioned
 from components.clouds.sdk import without_the_rest
 from components.firewall import CLOUD_INBOUND_POLICY, CLOUD_OUTBOUND_POLICY, CloudRule, check_linode_limits, cloud_rules
 from components.settings import PROJECT, Settings, SettingsError
@@ -28,29 +28,33 @@ class Linode(pulumi.ComponentResource):
 
     Its VPC is the stack's own: Linode's older private network (192.168.128.0/17) is shared by all customers of a data
     centre. Every instance keeps a public interface, since a VPC has no way out for updates; inbound, it is closed by
-    both firewalls where the role doesn't serve the world.
+    both firewalls where the role doesn't serve the world. A VPC ends with its region: elsewhere, servers have one of
+    their own, and reach the others over the internet.
     """
 
     user_data_limit = 16384
     """Bytes, before base64 (Akamai, "Metadata service")."""
 
-    def __init__(self, settings: Settings, opts: pulumi.ResourceOptions | None = None) -> None:
-        """Make the private network."""
-        super().__init__("uds:cloud:Linode", "linode", None, opts)
-        self._region = settings.region
+    def __init__(
+        self, settings: Settings, elsewhere: str | None = None, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        """Make the private network, in the stack's region or in another one."""
+        name = "linode-elsewhere" if elsewhere else "linode"
+        super().__init__("uds:cloud:Linode", name, None, opts)
+        self._region = elsewhere or settings.region
         self._image = settings.image_id or IMAGES[settings.image].linode
         self._root_key = settings.deploy.public_key
         # Labels are unique in a whole account, which may hold several stacks.
         self._prefix = pulumi.get_stack()
         vpc = Vpc(
-            "linode-vpc",
-            label=self._prefix,
+            f"{name}-vpc",
+            label=self._label("elsewhere") if elsewhere else self._prefix,
             region=self._region,
             description="Private network of the servers that hold user data",
             opts=pulumi.ResourceOptions(parent=self),
         )
         self._subnet = VpcSubnet(
-            "linode-subnet",
+            f"{name}-subnet",
             vpc_id=vpc.id.apply(int),
             label="servers",
             ipv4=str(settings.network.cidr),
@@ -71,7 +75,7 @@ class Linode(pulumi.ComponentResource):
             label=self._label(name),
             inbound_policy=CLOUD_INBOUND_POLICY,
             outbound_policy=CLOUD_OUTBOUND_POLICY,
-            inbounds=[_inbound(rule) for rule in rules],
+            inbounds=[*map(_inbound, rules), *([_inbound_guest(machine.guest)] if machine.guest else [])],
             opts=pulumi.ResourceOptions(parent=parent),
         )
         instance = Instance(
@@ -105,10 +109,22 @@ class Linode(pulumi.ComponentResource):
                 delete_before_replace=True,
             ),
         )
-        return Provisioned(instance, instance.ipv4s.apply(lambda addresses: addresses[0]))
+        address = instance.ipv4s.apply(lambda addresses: addresses[0])
+        return Provisioned(instance, address, address)
 
     def _label(self, name: str) -> str:
         return f"{self._prefix}-{name}"
+
+
+def _inbound_guest(guest: Guest) -> FirewallInboundArgs:
+    return FirewallInboundArgs(
+        label=f"tcp-{guest.port}-guest",
+        action="ACCEPT",
+        protocol="TCP",
+        ports=str(guest.port),
+        ipv4s=[pulumi.Output.concat(guest.address, "/32")],
+        description=guest.why,
+    )
 
 
 def _inbound(rule: CloudRule) -> FirewallInboundArgs:

@@ -64,7 +64,7 @@ class Monit(pulumi.ComponentResource):
         name: str,
         settings: Settings,
         server: Server,
-        automation: Mapping[str, Sequence[str]],
+        automation: pulumi.Input[Mapping[str, Sequence[str]]],
         watches: Mapping[str, str],
         *,
         opts: pulumi.ResourceOptions | None = None,
@@ -79,7 +79,11 @@ class Monit(pulumi.ComponentResource):
             name,
             (_FOLDER / "apply.sh").read_text(),
             files=server_files(watches),
-            data={"alerts.json": configuration(settings, server.name, automation)},
+            data={
+                "alerts.json": pulumi.Output.from_input(automation).apply(
+                    lambda known: configuration(settings, server.name, known)
+                )
+            },
             after=server.applied,
             parent=self,
         )

@@ -19,7 +19,7 @@ import pyotp
 from rehearsal.realm import Bystander
 from tests.rehearsal.conftest import PASSWORD, Rehearsal
 from tests.rehearsal.support import until
-from uds.ssh import write_config
+from uds import ssh
 
 METADATA = ("169.254.169.254", "fd00:a9fe:a9fe::1")
 """Where a cloud tells its servers about themselves."""
@@ -77,7 +77,7 @@ class Answer:
 
 def door(up: Rehearsal, server: str, address: str = "") -> Door:
     facts = up.outputs()["servers"][server]
-    public = facts["publicIp"] if facts["role"] == "app" else facts["privateIp"]
+    public = ssh.address(facts)
     return Door(address or public, facts["hostKey"])
 
 
@@ -217,7 +217,7 @@ class Client:
         self._askpass.write_text(_ASKPASS.format(answers=shlex.quote(str(self._answers)), prompts=self._prompts))
         self._askpass.chmod(0o700)
         own = ("IdentitiesOnly yes", f"IdentityFile {person.key}", "IdentityAgent none")
-        self.config = write_config(self._folder, up.outputs(), f"User {person.name}", *options, *own)
+        self.config = ssh.write_config(self._folder, up.outputs(), f"User {person.name}", *options, *own)
 
     def run(
         self,

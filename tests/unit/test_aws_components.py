@@ -113,6 +113,49 @@ def test_nobody_is_in_the_default_group_and_flows_are_logged() -> None:
     assert statement["Resource"] == "arn of aws-flow-log-group:*"
 
 
+# A backup server in another region
+
+
+def test_elsewhere_there_is_a_public_subnet_and_nothing_else() -> None:
+    made = run(config({"backup.region": "eu-west-1"}))
+    more = set(made.resources) - set(program().resources)
+    assert {name for name in more if name.startswith("aws-")} == {
+        f"aws-elsewhere-{what}"
+        for what in (
+            *("vpc", "default-security-group", "internet-gateway"),
+            *("public-subnet", "public-routes", "public-route-v4", "public-route-v6", "public-subnet-routes"),
+            *("flow-log", "flow-log-group", "flow-log-policy", "flow-log-role"),
+        )
+    }
+    there = {name for name, one in made.resources.items() if one.inputs.get("region") == "eu-west-1"}
+    assert there == {
+        name
+        for name in made.resources
+        if name.startswith(("aws-elsewhere-", "backup-1-")) and "region" in made.resources[name].inputs
+    }
+    instance = made.of("backup-1")["instance"].inputs
+    assert instance["ami"].endswith(" in eu-west-1")
+    interface = made.of("backup-1")["interface"].inputs
+    assert (interface["subnetId"], interface["privateIps"]) == (id_of("aws-elsewhere-public-subnet"), ["10.20.0.134"])
+
+
+def test_elsewhere_the_database_server_comes_from_the_nat_gateway() -> None:
+    made = run(config({"backup.region": "eu-west-1"}))
+    nat = public_ip("aws-nat")
+    assert rules("backup-1", made) == {
+        *(("tcp", 22, 22, source) for source in ("198.51.100.7/32", "2001:db8:1::/64")),
+        ("tcp", 22, 22, f"{nat}/32"),
+    }
+    assert made.outputs["servers"]["db-1"]["outwardIp"] == nat
+    assert made.outputs["servers"]["backup-1"]["publicIp"] == public_ip("backup-1")
+
+
+def test_the_bucket_is_where_the_backups_are() -> None:
+    made = run(config({"backup.bucket": True, "backup.region": "eu-west-1"})).resources
+    regions = {one.inputs["region"] for name, one in made.items() if "bucket" in name and "region" in one.inputs}
+    assert regions == {"eu-west-1"}
+
+
 # Machines and firewalls
 
 

@@ -361,7 +361,7 @@ def test_a_key_is_pinned_and_nothing_is_asked() -> None:
 
 def test_the_servers_get_what_they_need_and_no_more() -> None:
     made = settings({"backup.databases": ["second"], "backup.paths": ["/srv"]})
-    files = {file.path: file for file in sender_files(made)}
+    files = {file.path: file for file in sender_files(made, "10.20.0.6")}
     assert json.loads(files["/etc/uds/backup/config.json"].content) == {
         "address": "10.20.0.6",
         "databases": ["production", "second"],
@@ -370,7 +370,7 @@ def test_the_servers_get_what_they_need_and_no_more() -> None:
     assert files["/etc/uds/backup/recipients"].content == configuration()["backup"]["recipients"][0] + "\n"
     assert files["/etc/uds/backup/key"].mode == 0o600
     assert "MemoryMax=256M" in files["/etc/systemd/system/uds-backup.service"].content
-    keeps = {file.path: file for file in store_files(made)}
+    keeps = {file.path: file for file in store_files(made, "10.20.0.5")}
     line = keeps["/etc/ssh/authorized_keys.d/backup-push"].content
     assert line.startswith('restrict,from="10.20.0.5",command="/usr/local/sbin/uds-backup-receive" ssh-ed25519 ')
     assert "PRIVATE KEY" not in "".join(file.content for file in keeps.values())
@@ -379,14 +379,14 @@ def test_the_servers_get_what_they_need_and_no_more() -> None:
 
 def test_without_a_backup_server_there_is_no_key_of_it() -> None:
     made = settings({"cloud": "aws", "region": "eu-central-1", "backup.server": False, "backup.bucket": True})
-    files = {file.path: file for file in sender_files(made)}
+    files = {file.path: file for file in sender_files(made, None)}
     assert json.loads(files["/etc/uds/backup/config.json"].content)["address"] is None
     assert files["/etc/uds/backup/key"].content == ""
 
 
 def test_the_programs_on_the_servers_need_nothing_that_is_not_pythons_own() -> None:
     made = settings()
-    for file in [*sender_files(made), *store_files(made)]:
+    for file in [*sender_files(made, "10.20.0.6"), *store_files(made, "10.20.0.5")]:
         if file.content.startswith("#!/usr/bin/python3"):
             imported = {
                 line.split()[1].split(".")[0]

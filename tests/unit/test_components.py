@@ -395,6 +395,58 @@ def test_the_first_backup_waits_for_the_database_and_for_who_takes_it() -> None:
     assert "AGE-SECRET-KEY" not in sent
 
 
+# A backup server in another region
+
+
+@cache
+def elsewhere(*, preview: bool = False) -> Program:
+    return run(configuration({"backup.region": "us-east"}), preview=preview)
+
+
+@pytest.mark.parametrize("preview", [False, True])
+def test_elsewhere_only_the_network_is_more_and_nothing_leads_there_through_the_bastion(preview: bool) -> None:
+    made = elsewhere(preview=preview)
+    more = {"linode-elsewhere-vpc", "linode-elsewhere-subnet"}
+    assert set(made.resources) == set(program().resources) - {"backup-1-reachable"} | more
+    regions = {name: one.inputs["region"] for name, one in made.resources.items() if "region" in one.inputs}
+    there = {"linode-elsewhere-vpc", "backup-1-instance"}
+    assert regions == {name: "us-east" if name in there else "eu-central" for name in regions}
+    subnet = made.resources["linode-elsewhere-subnet"].urn
+    assert subnet in made.of("backup-1")["instance"].property_dependencies["interfaces"]
+    assert "PermitOpen 10.20.0.5:22\n" in user_data_of(made.of("app-1")["instance"])
+
+
+def test_elsewhere_operators_come_directly_and_the_database_server_by_the_address_that_it_got() -> None:
+    made = elsewhere()
+    inbound = [
+        (rule["label"], rule["protocol"], rule["ports"], rule.get("ipv4s"), rule.get("ipv6s"))
+        for rule in made.of("backup-1")["firewall"].inputs["inbounds"]
+    ]
+    assert inbound == [
+        ("tcp-22", "TCP", "22", ["198.51.100.7/32"], ["2001:db8:1::/64"]),
+        ("tcp-22-guest", "TCP", "22", [f"{public_ip('db-1')}/32"], None),
+    ]
+    contact = connection_of(made.of("backup-1")["first-contact"])
+    assert (contact["host"], contact.get("proxy")) == (public_ip("backup-1"), None)
+    # The server's own firewall has the guest from its hardening on.
+    assert public_ip("db-1") not in user_data_of(made.of("backup-1")["instance"])
+    hardened = unpacked(plain(made.of("backup-1")["hardening-apply"].inputs["stdin"])).decode()
+    assert f"-A TCP -p tcp --dport 22 -s {public_ip('db-1')}/32 -j ACCEPT" in hardened
+    keeps = unpacked(plain(made.of("backup-1")["backup-apply"].inputs["stdin"])).decode()
+    assert f'restrict,from="{public_ip("db-1")}",' in keeps
+    makes = unpacked(plain(made.of("db-1")["backup-apply"].inputs["stdin"])).decode()
+    assert f'"address": "{public_ip("backup-1")}"' in makes
+
+
+def test_elsewhere_the_outputs_say_how_the_two_know_each_other() -> None:
+    servers = elsewhere().outputs["servers"]
+    assert servers == {
+        **program().outputs["servers"],
+        "backup-1": {**program().outputs["servers"]["backup-1"], "region": "us-east"},
+        "db-1": {**program().outputs["servers"]["db-1"], "outwardIp": public_ip("db-1")},
+    }
+
+
 def refused(config: dict[str, object]) -> str:
     made = Program()
     with pytest.raises(pulumi.RunError) as raised:

@@ -152,6 +152,13 @@ BAD: dict[str, Case] = {
         ["is missing", "set backup.bucket to false"],
     ),
     "a bucket on linode": ({"backup.bucket": True}, "backup.bucket", ["true is for stacks on aws", "allowed", "false"]),
+    "backups on mars": ({"backup.region": "mars-1"}, "backup.region", ["mars-1", "not a region of linode", "us-east"]),
+    "backups elsewhere, but here": ({"backup.region": "eu-central"}, "backup.region", ["eu-central", "another one"]),
+    "no backups, and elsewhere": (
+        {"backup": {"server": False, "region": "us-east"}},
+        "backup.region",
+        ["allowed only with one of them"],
+    ),
     "kept for less than a week": ({"backup.bucketDays": 6}, "backup.bucketDays", ["6", "7"]),
     "kept for ever": ({"backup.bucketDays": 3651}, "backup.bucketDays", ["3651", "3650"]),
     "another's key for backups": ({"backup.publicKey": PUBLIC}, "backup.publicKey", ["does not belong to privateKey"]),
@@ -294,6 +301,13 @@ def test_an_identity_for_a_recipient_is_not_shown() -> None:
     (said,) = errors({"backup.recipients": [identity]})
     assert "backup.recipients[0] is an IDENTITY" in said
     assert identity[20:] not in said
+
+
+@pytest.mark.parametrize(("cloud", "address"), [("linode", "10.20.0.6"), ("aws", "10.20.0.134")])
+def test_a_backup_server_elsewhere_stands_where_the_world_can_address_it(cloud: str, address: str) -> None:
+    regions = {"linode": ("eu-central", "us-east"), "aws": ("eu-central-1", "us-east-1")}[cloud]
+    made = settings({"cloud": cloud, "region": regions[0], "backup.region": regions[1]})
+    assert (str(made.backup_address), made.backup_address in made.public_subnet) == (address, True)
 
 
 def test_with_a_bucket_alone_no_key_of_the_backup_server_is_asked_for() -> None:

@@ -299,6 +299,18 @@ def test_ssh_knows_every_server_by_its_pin_and_jumps_to_the_private_ones(tmp_pat
     assert pins == ["app-1 ssh-ed25519 AAAA1", "app-2 ssh-ed25519 AAAA2", "db-1 ssh-ed25519 AAAA3"]
 
 
+def test_ssh_goes_straight_to_a_server_in_another_region(tmp_path: Path) -> None:
+    facts = {"role": "backup", "privateIp": "10.20.0.6", "publicIp": "203.0.113.201", "hostKey": "ssh-ed25519 AAAA4"}
+    outputs = {**OUTPUTS, "servers": {"backup-1": facts}}
+    assert (
+        "HostName 10.20.0.6\n  HostKeyAlias backup-1\n  ProxyJump app-1"
+        in ssh.write_config(tmp_path, outputs).read_text()
+    )
+    facts["region"] = "us-east"
+    config = ssh.write_config(tmp_path, outputs).read_text()
+    assert "HostName 203.0.113.201\n  HostKeyAlias backup-1\nHost *" in config
+
+
 def test_ssh_can_be_for_a_person(tmp_path: Path) -> None:
     config = ssh.write_config(tmp_path, OUTPUTS, "User alice", "IdentityAgent /run/alice").read_text()
     # OpenSSH takes the first word on something.

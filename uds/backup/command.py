@@ -54,7 +54,14 @@ def now(stack: StackName, rehearsal: Rehearsal = False) -> None:
 def list_backups(stack: StackName, place: From = None, rehearsal: Rehearsal = False) -> None:
     """List the backups that are kept, newest first, and those that wait on the database server."""
     with _opened(Stack.open(stack, rehearsal=rehearsal), place) as (servers, found):
-        _print_backups(stored(found), waiting(servers))
+        kept = stored(found)
+        try:
+            unsent = waiting(servers)
+        except OperatorError as error:
+            # What is kept is asked for above all when the database server is gone.
+            unsent = []
+            log.print(f"What waits on {DATABASE} is not known: {error}", style="yellow", markup=False)
+        _print_backups(kept, unsent)
 
 
 @backup_app.command("fetch")

@@ -79,7 +79,8 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 @check("3.11.2", "The database server can only add to the backups", _BACKUP, BACKUP)
 def backups_are_only_added(server: Server) -> Problems:
     """What sshd would let the account of the backups do, and from where; and who else reaches the socket behind it."""
-    found = sshd(server, PUSH_ACCOUNT, str(server.settings.database_address))
+    database = next(facts for facts in server.outputs["servers"].values() if facts["role"] == "db")
+    found = sshd(server, PUSH_ACCOUNT, database.get("outwardIp", database["privateIp"]))
     wanted = {
         "authenticationmethods": "publickey",
         "disableforwarding": "yes",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 
+from uds import ssh
 from uds.verify.check import HARDENING, Problems, check, difference
 from uds.verify.server import Server
 
@@ -86,7 +87,7 @@ def nothing_else_listens(server: Server) -> Problems:
 @check("3.2", "It has its private address", "a server's address is fixed when it is made: see docs/operations.md")
 def has_its_private_address(server: Server) -> Problems:
     """The rules of the others name it."""
-    wanted = server.outputs["servers"][server.name]["privateIp"]
+    wanted = server.facts["privateIp"]
     found = {str(ip_interface(line.split()[3]).ip) for line in server.read("ip -o -4 address show").splitlines()}
     if wanted not in found:
         yield f"{wanted} is none of its addresses: {', '.join(sorted(found))}"
@@ -102,8 +103,8 @@ def reaches_only_what_it_may(server: Server) -> Problems:
     tries, wanted = [], set()
     for name, facts in others.items():
         for number in (22, 25, 80, 111, 443, 2812, 3000, 3003, port, 33060):
-            tries.append(f"{name} {facts['privateIp']} {number}")
-            if number == 22 and server.name == "app-1":
+            tries.append(f"{name} {ssh.address(facts)} {number}")
+            if number == 22 and server.name == "app-1" and ssh.is_private(facts):
                 wanted.add(f"{name} {number}")
             if number == port and facts["role"] == "db" and server.role == "app":
                 wanted.add(f"{name} {number}")

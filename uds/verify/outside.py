@@ -10,6 +10,7 @@ from functools import partial
 
 from cryptography.x509 import Certificate, load_der_x509_certificate, load_pem_x509_certificates
 
+from uds import ssh
 from uds.verify.check import APP, HARDENING, Problems, check
 from uds.verify.server import Server
 
@@ -18,14 +19,13 @@ _PORTS = (
     *(21, 22, 23, 25, 53, 80, 110, 111, 123, 135, 139, 143, 389, 443, 445, 465, 587, 631, 873, 993, 1433, 1521, 2049),
     *(2375, 2812, 3000, 3003, 3306, 3389, 5432, 5900, 6379, 8000, 8080, 8443, 9090, 9200, 11211, 27017, 33060),
 )
-_OPEN = {"app": {22, 80, 443}, "db": set[int](), "backup": set[int]()}
 
 _ENDS_SOON = timedelta(days=14)
 
 
 def _addresses(server: Server) -> list[str]:
     """Where the world can address it: what the stack says, and the IPv6 addresses that it has itself."""
-    public = server.outputs["servers"][server.name].get("publicIp")
+    public = server.facts.get("publicIp")
     listed = server.read("ip -o -6 address show scope global").splitlines()
     v6 = [line.split()[3].partition("/")[0] for line in listed]
     # Unique local ones (RFC 4193) are private.
@@ -43,7 +43,9 @@ def _answers(address: str, port: int) -> bool:
 @check("3.9", "From outside, only what the rules say answers", HARDENING)
 def only_these_ports_answer(server: Server) -> Problems:
     """Connections from this machine, over IPv4 and, where it has that, IPv6; all at once."""
-    ports = sorted({*_PORTS, server.settings.database.port} - _OPEN[server.role])
+    may = set[int]() if ssh.is_private(server.facts) else {22}
+    may |= {80, 443} if server.role == "app" else set[int]()
+    ports = sorted({*_PORTS, server.settings.database.port} - may)
     with ThreadPoolExecutor(64) as pool:
         for address in _addresses(server):
             for port, answered in zip(ports, pool.map(partial(_answers, address), ports), strict=True):
@@ -69,7 +71,7 @@ def https_is_the_stacks(server: Server) -> Problems:
     application = server.settings.application
     if application.release is None or application.certificate is None:
         return
-    address = server.outputs["servers"][server.name]["publicIp"]
+    address = server.facts["publicIp"]
     context = ssl.create_default_context()
     # Compared with the stack's own below, which is more than a chain could prove.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -106,7 +108,7 @@ def http_leads_to_https(server: Server) -> Problems:
     """The answer to a request that nobody has encrypted."""
     if server.settings.application.release is None:
         return
-    address = server.outputs["servers"][server.name]["publicIp"]
+    address = server.facts["publicIp"]
     connection = http.client.HTTPConnection(address, 80, timeout=10)
     try:
         connection.request("GET", "/")

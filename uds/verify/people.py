@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from components.backup import PUSH_ACCOUNT
 from components.settings import DEPLOY_USER
+from uds import ssh
 from uds.verify.check import ACCOUNTS, HARDENING, Problems, check, difference
 from uds.verify.server import Server
 
@@ -112,9 +113,7 @@ def nothing_is_forwarded(server: Server) -> Problems:
     for name in ("allowagentforwarding", "allowstreamlocalforwarding", "permittunnel", "x11forwarding", "gatewayports"):
         if settings.get(name) != "no":
             yield f"{name} is {settings.get(name)}, not no"
-    private = {
-        f"{facts['privateIp']}:22" for facts in server.outputs["servers"].values() if facts["role"] not in {"app"}
-    }
+    private = {f"{ssh.address(facts)}:22" for facts in server.outputs["servers"].values() if ssh.is_private(facts)}
     if server.name == "app-1":
         yield from difference("permitopen", settings.get("permitopen", "").split(), private)
         if settings.get("allowtcpforwarding") != "local":

@@ -102,6 +102,6 @@ def _who(source: str | None, servers: Mapping[str, Mapping[str, Any]]) -> str:
     if source is None or ip_network(source).prefixlen == 0:
         return _WORLD
     for name, facts in servers.items():
-        if source == f"{facts['privateIp']}/32":
+        if source in {f"{facts['privateIp']}/32", f"{facts.get('outwardIp')}/32"}:
             return name
     return source

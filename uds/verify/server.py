@@ -92,6 +92,12 @@ class Server:
     files: dict[str, list[ServerFile]]
     ssh: list[str]
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the stack's outputs say of it."""
+        facts: dict[str, str] = self.outputs["servers"][self.name]
+        return facts
+
     def read(self, command: str) -> str:
         """What a command prints; it must succeed."""
         return str(self.host.check_output(command))
