@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pulumi_policy import PolicyResource, ResourceValidationArgs, Severity
+from pulumi_policy.proxy import UnknownValueError
 
-from policies.host_firewall import differences, host_firewalls, other_firewall
+from policies.host_firewall import HostFirewall, differences, host_firewalls, other_firewall
 from policies.least_privilege import statements
 from policies.policy import Config, Guideline, Option, Properties, Resource, Stack, Violations, each, given, mended
 from policies.resources import (
@@ -13,12 +14,14 @@ from policies.resources import (
     AWS_GROUP_ATTACHMENT,
     AWS_INSTANCE,
     AWS_LAUNCH_TEMPLATE,
+    COMMAND,
     DATABASE_NAME,
     FIREWALLS,
     LINODE_FIREWALL,
     LINODE_FIREWALL_DEVICE,
     LINODE_INSTANCE,
     SERVERS,
+    STACK,
     TELL_SERVERS,
     firewalls_of,
     has_firewall,
@@ -234,14 +237,34 @@ def _host_without_v6(resource: Resource, _config: Config) -> Violations:
 )
 def _firewalls_differ(resource: PolicyResource, _config: Config, stack: Stack) -> Violations:
     firewalls = firewalls_of(resource, stack)
-    data = told(resource)
-    if not firewalls or data is None:
-        return
+    hosts = _firewalls_told(resource, stack) if firewalls else {}
     cloud = [opening for firewall in firewalls for opening in openings(firewall)]
-    for family, host in host_firewalls(data).items():
+    for family, host in hosts.items():
         if host.policy == "DROP":
             for difference in differences(cloud, host):
                 yield f"IPv{family}: {difference}"
+
+
+def _firewalls_told(server: PolicyResource, stack: Stack) -> dict[int, HostFirewall]:
+    """A server's own firewalls: of a command of its component, if there is one that is known, else of its user data.
+
+    User data stays as the server was made with it, while the cloud's firewall and such a command follow the program.
+    """
+    for other in stack:
+        if other.resource_type == COMMAND and _of_one_component(server, other):
+            try:
+                data = told(other)
+            except UnknownValueError:
+                continue
+            if data and (found := host_firewalls(data)):
+                return found
+    data = told(server)
+    return host_firewalls(data) if data else {}
+
+
+def _of_one_component(one: PolicyResource, other: PolicyResource) -> bool:
+    parents = [resource.parent for resource in (one, other) if resource.parent is not None]
+    return len(parents) == 2 and parents[0].urn == parents[1].urn and parents[0].resource_type != STACK
 
 
 @GUIDELINE.stack_rule(

@@ -26,6 +26,7 @@ AWS_DEFAULT_SECURITY_GROUP = "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup"
 AWS_INGRESS_RULE = "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule"
 AWS_RULE = "aws:ec2/securityGroupRule:SecurityGroupRule"
 COMMAND = "command:remote:Command"
+STACK = "pulumi:pulumi:Stack"
 
 SERVERS = frozenset({LINODE_INSTANCE, AWS_INSTANCE})
 HAVE_USER_DATA = SERVERS | {AWS_LAUNCH_TEMPLATE}
@@ -224,7 +225,7 @@ def is_database_server(server: Resource, pattern: str) -> bool:
 def base_names(server: PolicyResource) -> set[str]:
     """What a server is called: its own name and its component's, without what kind of resource it is."""
     names = {server.name, re.sub(r"[-_](instance|server|vm|linode|ec2)$", "", server.name)}
-    if server.parent is not None and server.parent.resource_type != "pulumi:pulumi:Stack":
+    if server.parent is not None and server.parent.resource_type != STACK:
         names.add(server.parent.name)
     return names
 

@@ -249,6 +249,13 @@ def behind(rules: list[Props], user_data: Props, name: str = "web") -> list[Made
     return [firewall(*rules), linked(linode(name, user_data), firewallId="firewall")]
 
 
+def hardened(server: list[Made], *accepted: str) -> list[Made]:
+    """As one component, which also tells its server which connections its own firewall accepts (v4)."""
+    component = Made("own:Server", "component")
+    script = f"cat > /etc/iptables/rules.v4 <<'END'\n{host_rules(*accepted)}END"
+    return [component, *(replace(one, parent="component") for one in (*server, command(create=script)))]
+
+
 LEAST_PRIVILEGE = {
     "firewall-opens-many-ports": Example(
         bad=[
@@ -421,8 +428,19 @@ PREVENT_DIRECT_ACCESS = {
             ),
             behind([inbound("22", OFFICE)], with_files(v4=host_rules("--dport 22"))),
             behind([inbound("22", OFFICE)], with_files(v4=host_rules(f"--dport 22 -s {OFFICE}", "--dport 3306"))),
+            # What it is made with agrees, and what it is told later doesn't.
+            hardened(
+                behind([inbound("22", OFFICE)], with_files(v4=host_rules(f"--dport 22 -s {OFFICE}"))), "--dport 22"
+            ),
+            # A command for another server says nothing about this one.
+            [
+                *behind([inbound("22", OFFICE)], with_files(v4=host_rules("--dport 22"))),
+                *hardened([linode("other")], f"--dport 22 -s {OFFICE}"),
+            ],
         ],
         good=[
+            # A source was added since it was made.
+            hardened(behind([inbound("22", OFFICE)], with_files(v4=host_rules())), f"--dport 22 -s {OFFICE}"),
             behind(
                 [inbound("22", OFFICE), inbound("80", WORLD4, WORLD6)],
                 with_files(

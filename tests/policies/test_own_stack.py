@@ -44,6 +44,7 @@ USER_DATA = "cloud-init/user-data.yaml.j2"
 # The clouds that the program builds.
 CLOUDS = [name for name in ("linode", "aws") if (ROOT / f"components/clouds/{name}.py").exists()]
 REGIONS = {"linode": "eu-central", "aws": "eu-central-1"}
+OTHERS = {"linode": "us-east", "aws": "eu-west-1"}
 
 
 def config(cloud: str, changes: Mapping[str, object] | None = None) -> Config:
@@ -63,6 +64,14 @@ def test_our_own_stack_passes_with_no_exception(cloud: str, count: int, preview:
     verdict = judge(resources(cloud, {"app.count": count}, preview=preview))
     assert not verdict.violations
     assert not verdict.exceptions
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize("preview", [False, True])
+def test_a_backup_server_in_another_region_passes_too(cloud: str, preview: bool) -> None:
+    made = resources(cloud, {"backup.region": OTHERS[cloud]}, preview=preview)
+    assert not judge(made).violations
+    assert any(one.props.get("region") == OTHERS[cloud] for one in made)
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
