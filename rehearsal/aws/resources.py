@@ -95,7 +95,7 @@ class Api(Account):
                     for key, one in self.all(INTERFACE).items()
                     if one["inputs"]["subnetId"] in subnets
                 ]
-                router = routing.router(list(subnets.values()), interfaces)
+                router = routing.router(IPv4Network(record["inputs"]["cidrBlock"]), list(subnets.values()), interfaces)
                 if record["router"] != router.to_json():
                     self.realm.set_router(record["number"], router)
 
@@ -268,7 +268,8 @@ class Vpc(Recorded):
 
     def put(self, record: Record) -> None:
         """It routes nothing yet."""
-        super().put({"router": routing.router([], []).to_json(), **record})
+        router = routing.router(IPv4Network(record["inputs"]["cidrBlock"]), [], [])
+        super().put({"router": router.to_json(), **record})
 
     def changed(self, record: Record) -> None:
         """Its router is there from now on."""

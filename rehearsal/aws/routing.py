@@ -41,8 +41,10 @@ class Attached:
     public: str | None = None
 
 
-def router(subnets: Sequence[Subnet], interfaces: Sequence[Attached]) -> Router:
+def router(vpc: IPv4Network, subnets: Sequence[Subnet], interfaces: Sequence[Attached]) -> Router:
     """What is forwarded: among the subnets everything; from and to outside what gateways and addresses make possible.
+
+    An address of the VPC's own that is in no subnet is nobody's: every route table keeps the VPC's block inside.
 
     An internet gateway translates one to one and remembers nothing; a NAT gateway remembers who asked, so nobody can
     come in by it.
@@ -55,12 +57,16 @@ def router(subnets: Sequence[Subnet], interfaces: Sequence[Attached]) -> Router:
     for subnet in subnets:
         own = (f"{subnet.v4[1]}/{subnet.v4.prefixlen}", *([f"{subnet.v6[1]}/64"] if subnet.v6 else []))
         nics.append(Nic(subnet.network, own))
-    text = "\n".join(_tables(subnets, reachable, v6, natted))
+    text = "\n".join(_tables(vpc, subnets, reachable, v6, natted))
     return Router(tuple(nics), tuple(one.v6 for one in v6 if one.v6), text + "\n")
 
 
 def _tables(
-    subnets: Sequence[Subnet], reachable: Sequence[Attached], v6: Sequence[Attached], natted: Sequence[Subnet]
+    vpc: IPv4Network,
+    subnets: Sequence[Subnet],
+    reachable: Sequence[Attached],
+    v6: Sequence[Attached],
+    natted: Sequence[Subnet],
 ) -> Iterator[str]:
     inside = [f'"v{subnet.network}"' for subnet in subnets]
     yield from ("table inet router", "delete table inet router", "table inet router {")
@@ -74,6 +80,7 @@ def _tables(
     yield "chain forward { type filter hook forward priority filter; policy drop;"
     if inside:
         yield f"  iifname {{ {', '.join(inside)} }} oifname {{ {', '.join(inside)} }} accept"
+    yield f'  oifname "{PUBLIC}" ip daddr {vpc} drop'
     for one in reachable:
         yield f'  iifname "{PUBLIC}" ip daddr {one.v4} accept'
         yield f'  oifname "{PUBLIC}" ip saddr {one.v4} accept'

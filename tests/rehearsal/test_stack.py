@@ -88,6 +88,8 @@ def test_application_servers_come_and_go_beside_the_others(up: Rehearsal) -> Non
     address = settings.public_subnet[12]
     try:
         up.configure("app", {"count": 2})
+        # Policies know that the servers that are there are told of it.
+        up.make("preview")
         up.make("up")
         up.forget_host_keys()
         after = resources(up)

@@ -585,12 +585,14 @@ DB = routing.Attached(PRIVATE_NET, "10.20.0.5")
 
 
 def test_only_who_has_an_address_and_a_route_is_known_outside() -> None:
-    router = routing.router([PUBLIC_NET, PRIVATE_NET], [APP, DB])
+    router = routing.router(IPv4Network("10.20.0.0/24"), [PUBLIC_NET, PRIVATE_NET], [APP, DB])
     assert router.nics[0].network == PUBLIC
     assert router.nics[0].addresses == ("198.18.7.10/32", "198.18.7.11/32")
     assert router.neighbours == ("2001:db8:7:100::8b",)
     assert [nic.addresses[0] for nic in router.nics[1:]] == ["10.20.0.129/25", "10.20.0.1/25"]
     assert "10.20.0.5" not in router.nft
+    # What the network doesn't have stays inside of it.
+    assert f'oifname "{PUBLIC}" ip daddr 10.20.0.0/24 drop' in router.nft
     assert Router.from_json(router.to_json()) == router
 
 
