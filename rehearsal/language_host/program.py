@@ -7,7 +7,6 @@ Usage: ``python -m rehearsal.language_host.program PARENT``.
 """
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -32,8 +31,6 @@ EXIT_ERROR_SHOWN = 32
 
 def main() -> None:
     """Wait for a program on standard input, run it, and exit with 0, with its own status, or ``EXIT_ERROR_SHOWN``."""
-    # Modules are made of many objects that stay: looking for garbage among them takes a tenth of their import.
-    gc.set_threshold(50_000)
     # Interrupted, a program ends without a KeyboardInterrupt traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent(int(sys.argv[1]))
