@@ -71,6 +71,8 @@ def _booted(folder: Path, image: str, progress: Progress) -> Iterator[None]:
             machine = realm.power.create(spec, progress)
             # Whatever it says: some versions call a warning an error.
             realm.power.exec(machine.number, ["cloud-init", "status", "--wait"])
+            # Ansible's modules need it; the clouds' own images have it, and ours is smaller.
+            realm.power.exec(machine.number, ["sh", "-c", "apt-get -qq update && apt-get -qq -y install python3-apt"])
             host_key = realm.power.exec(machine.number, ["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).stdout.strip()
             # As an application server it is reached directly.
             return {"role": "app", "publicIp": machine.addresses()[0], "hostKey": host_key}
