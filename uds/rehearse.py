@@ -6,9 +6,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from uds.stack import ROOT, OperatorError
+
+# Ctrl-C, `kill` and whoever supervises this, a terminal that is closed.
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -17,30 +21,48 @@ def rehearsed(stack: str) -> Iterator[None]:
 
     Raises:
         OperatorError: it doesn't come up. Why has been shown.
+        KeyboardInterrupt, SystemExit: somebody ended it, and nothing is left.
     """
     with tempfile.TemporaryDirectory() as folder:
         # Read by `Workspace`, here and in the driver.
         os.environ["UDS_REHEARSALS"] = folder
+        for number in _ENDINGS:
+            signal.signal(number, _end)
         try:
             _bring_up(stack)
             yield
         finally:
-            # Whoever is in a hurry now would leave machines behind. The driver inherits this.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            _drive("down", stack)
+            _be_deaf()
+            subprocess.run(_driver("down", stack), cwd=ROOT, check=False)
 
 
 def _bring_up(stack: str) -> None:
-    # An interrupt (Ctrl-C) reaches the driver too, which then ends in order: wait for it, where Python would kill it.
-    interrupts: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: interrupts.append(number))
-    status = _drive("up", stack, "--brief")
-    signal.signal(signal.SIGINT, before)
-    if interrupts:
-        raise KeyboardInterrupt
+    # In a process group of its own, so that every end reaches it in one way: Pulumi ends in order at an interrupt, and
+    # the driver with it.
+    with subprocess.Popen(_driver("up", stack, "--brief"), cwd=ROOT, process_group=0) as driver:
+        try:
+            status = driver.wait()
+        except (KeyboardInterrupt, SystemExit):
+            with suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGINT)
+            driver.wait()
+            raise
     if status:
         raise OperatorError(f"{stack} does not come up.")
 
 
-def _drive(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "rehearsal", *arguments], cwd=ROOT, check=False).returncode
+def _end(number: int, _frame: FrameType | None) -> None:
+    _be_deaf()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def _be_deaf() -> None:
+    # Whoever is in a hurry now would leave machines behind. The driver inherits this.
+    for number in _ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _driver(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rehearsal", *arguments]

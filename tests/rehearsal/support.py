@@ -147,9 +147,9 @@ class Run:
         until(lambda: words in self.text or self.process.poll() is not None, seconds)
         assert words in self.text, f"it ended without {words!r}\n{self.text}"
 
-    def end(self, how: signal.Signals) -> None:
-        """Send every process of the group a signal, as a terminal or a person with `kill` does, and wait."""
-        os.killpg(self.process.pid, how)
+    def end(self, how: signal.Signals, *, alone: bool = False) -> None:
+        """Send every process of the group a signal, as a terminal does, or this one `alone`, as `kill`; and wait."""
+        (os.kill if alone else os.killpg)(self.process.pid, how)
         self.process.wait(120)
 
     def _read(self) -> None:

@@ -184,11 +184,15 @@ def test_a_production_stack_is_rehearsed_verified_and_removed(tmp_path: Path, st
 
 
 @pytest.mark.nightly("three servers, for a moment")
-def test_a_rehearsal_that_somebody_interrupts_is_removed_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "alone"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, False)],
+    ids=["Ctrl-C", "kill all", "kill", "closed terminal"],
+)
+def test_a_rehearsal_that_somebody_ends_is_removed_too(tmp_path: Path, number: signal.Signals, alone: bool) -> None:
     run = Run.start(["uds", "rehearse", "linode"], {**os.environ, "TMPDIR": str(tmp_path)})
     run.wait_for("db-1-reachable creating")
-    # A person's Ctrl-C.
-    run.end(signal.SIGINT)
+    run.end(number, alone=alone)
     assert run.process.returncode != 0
     assert "Traceback" not in run.text
     assert "The rehearsal of linode is gone." in run.text
