@@ -47,8 +47,8 @@ exec 3>&1 >"$log" 2>&1
 trap 'tail -n 20 "$log" >&3' ERR
 """
 
-# Of AIDE it wants to see what the first night leaves. It isn't asked about USB, which no server in a cloud has, and the
-# clock, which is a container's host's.
+# Of AIDE both judges want to see what the first night leaves. Lynis isn't asked about USB, which no server in a cloud
+# has, and the clock, which is a container's host's.
 _LYNIS = r"""
 systemctl start uds-integrity
 apt-get -q download lynis
@@ -63,6 +63,7 @@ cat report >&3
 # The content is the newest that Debian has: an old one knows nothing of a new system. Most of its rules aren't for
 # containers, which it knows by a file of podman's and by the kernel's package that isn't there: it sees neither.
 _OPENSCAP = r"""
+systemctl start uds-integrity
 mkdir -p archives/partial lists/partial root
 apt-get -q -y --no-install-recommends -o Dir::Cache::Archives="$PWD/archives" --download-only install openscap-scanner
 awk '$1 == "deb" { print "deb [check-valid-until=no]", $2, "sid main"; exit }' /etc/apt/sources.list > sources
