@@ -41,10 +41,10 @@ def page(groups: Groups, growth: Mapping[int, float]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        f"Measured by `make bench` on {date.today():%Y-%m-%d}: {os.cpu_count()} cores ({_processor()}),"
-        f" {_memory_gib()} GiB of memory, {platform.system()} {platform.release()},"
-        f" Python {platform.python_version()}. Times that are compared are medians, taken in turn, so that a busy",
-        "moment of the machine meets both. A goal is the most that it may be, unless it says otherwise.",
+        f"Measured by `make bench` on {date.today():%Y-%m-%d}: {os.cpu_count()} cores ({_processor()}),",
+        f"{_memory_gib()} GiB of memory, {platform.system()} {platform.release().partition('-')[0]},"
+        f" Python {platform.python_version()}. Times that are compared are medians, taken in turn,",
+        "so that a busy moment of the machine meets both. A goal is the most that it may be, unless it says otherwise.",
     ]
     for title, figures in groups.items():
         lines += ["", f"## {title}", ""]
