@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import IO, Any
 import pyrage
 import pytest
 
-from uds.backup import on_server, restore
+from uds.backup import command, on_server, restore
 from uds.backup.catalogue import Backup, Listing, age_text, chosen, parse, size_text
 from uds.backup.compare import compare
 from uds.backup.fetch import fetch
@@ -54,6 +54,24 @@ def test_backups_are_listed_newest_first_with_what_is_in_them() -> None:
     assert newest.begun == datetime(2026, 3, 2, 0, 1, tzinfo=UTC)
     assert chosen(found, None) is newest
     assert chosen(found, OLDER) is found[1]
+
+
+def test_backups_are_listed_when_the_database_server_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(_servers: object) -> list[Backup]:
+        raise OperatorError("db-1: No route to host")
+
+    name = "_a.sql.zst.age"
+    kept = parse(listing(f"{ID}{name}", manifests={ID: manifest(ID, name)}))
+    monkeypatch.setattr(command.Stack, "open", lambda *_, **__: None)
+    monkeypatch.setattr(command, "_opened", lambda *_: nullcontext((None, None)))
+    monkeypatch.setattr(command, "stored", lambda _: kept)
+    monkeypatch.setattr(command, "waiting", gone)
+    command.list_backups("linode")
+    said = capsys.readouterr()
+    assert ID in said.out
+    assert "What waits on db-1 is not known: db-1: No route to host" in said.err
 
 
 @pytest.mark.parametrize(
