@@ -7,6 +7,13 @@ ARGS ?=
 # The bootstrap prepares the Python environment, which takes no time when nothing changed, and prints uv's path.
 RUN = uv=$$(rehearsal/bootstrap.sh) && "$$uv" run --frozen --no-sync
 
+# uv trusts authorities of its own; where the system has its list, that one counts, as for everything else here. (The
+# second name is what older versions call it.)
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
+export UV_SYSTEM_CERTS := true
+export UV_NATIVE_TLS := true
+endif
+
 # Without compiled modules every start of Python, and there are five in a run, takes a second longer.
 unexport PYTHONDONTWRITEBYTECODE
 

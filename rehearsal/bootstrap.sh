@@ -52,12 +52,6 @@ install_uv() {
   as_owner mv "$new" "$cache/uv"
 }
 
-# uv trusts authorities of its own; where the system has its list, that one counts, as for everything else here. (The
-# second name is what older versions call it.)
-if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
-  export UV_SYSTEM_CERTS=true UV_NATIVE_TLS=true
-fi
-
 uv=$(find_uv) || {
   install_uv
   uv=$cache/uv/bin/uv
