@@ -19,7 +19,7 @@ from uds.backup.compare import compare
 from uds.backup.fetch import fetch
 from uds.backup.identity import Identities
 from uds.backup.servers import Download
-from uds.stack import OperatorError
+from uds.stack import OperatorError, Stack
 
 ID, OLDER = "20260302T000100Z", "20260301T000100Z"
 
@@ -64,7 +64,7 @@ def test_backups_are_listed_when_the_database_server_is_gone(
 
     name = "_a.sql.zst.age"
     kept = parse(listing(f"{ID}{name}", manifests={ID: manifest(ID, name)}))
-    monkeypatch.setattr(command.Stack, "open", lambda *_, **__: None)
+    monkeypatch.setattr(Stack, "open", lambda *_, **__: None)
     monkeypatch.setattr(command, "_opened", lambda *_: nullcontext((None, None)))
     monkeypatch.setattr(command, "stored", lambda _: kept)
     monkeypatch.setattr(command, "waiting", gone)
