@@ -75,9 +75,12 @@ def test_nobody_reaches_it_but_operators_and_the_database_server(up: Rehearsal) 
 
 
 def test_it_is_not_led_to_through_the_first_application_server(up: Rehearsal) -> None:
-    address = backup_server(up)["publicIp"]
-    tunnel = up.ssh("app-1", "-W", f"{address}:22", check=False)
-    assert "SSH-2.0" not in tunnel.stdout
+    def through(address: str) -> str:
+        return up.ssh("app-1", "-W", f"{address}:22", check=False).stdout
+
+    # It leads to the private servers, and so this is how one would get there.
+    assert "SSH-2.0" in through(up.private_address("db-1"))
+    assert "SSH-2.0" not in through(backup_server(up)["publicIp"])
 
 
 def test_backups_are_fetched_when_the_stacks_region_is_gone(up: Rehearsal, tmp_path: Path) -> None:
