@@ -17,6 +17,8 @@ from rehearsal.store import RealmError
 PUBLIC = "public"
 NAMESPACES = Path("/run/netns")
 
+_ETHERNET_MTU = 1500
+
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 # Addresses work at once (no duplicate detection), and nothing but what the cloud gave is ever on the machine.
@@ -277,7 +279,7 @@ class Network:
             for address in map(ip_interface, nic.addresses):
                 inside.append(" ".join(["address add", str(address), "dev", device, *_nodad(address)]))
             gateways = (str(self.operator_v4.ip),) if nic.network == PUBLIC else nic.gateways
-            inside += [f"route add default via {gateway} dev {device}" for gateway in gateways]
+            inside += [f"route add default via {gateway} dev {device} mtu {_mtu_outside()}" for gateway in gateways]
         return "\n".join(outside) + "\n", "\n".join(inside) + "\n"
 
     def _outer(self, router: int, network: str) -> str:
@@ -325,6 +327,16 @@ def restore_forwarding() -> None:
     """Switch forwarding off again, unless another bridge (a realm's, Docker's, libvirt's) came to rely on it."""
     if not _ip_json("link", "show", "type", "bridge"):
         _IP_FORWARD.write_text("0")
+
+
+def _mtu_outside() -> int:
+    """The largest packet, in bytes, that this host's own way out takes: less than Ethernet's on a VPN, for one.
+
+    Larger ones would be lost where translation keeps the host's complaint from who sent them (`aws/routing.py`), and
+    each download would then stand still until its time is up.
+    """
+    devices = {str(route["dev"]) for route in _ip_json("route", "show", "default") if "dev" in route}
+    return min([_ETHERNET_MTU, *(int(Path("/sys/class/net", device, "mtu").read_text()) for device in devices)])
 
 
 def _nodad(address: object) -> list[str]:

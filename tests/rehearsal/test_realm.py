@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,16 @@ def test_network_settings_are_the_machines_own_and_the_kernels_are_not(realm: Re
 
 def test_the_way_out_works(realm: Realm, machines: list[Machine]) -> None:
     assert realm.power.exec(machines[0].number, ["apt-get", "update"], timeout=90).returncode == 0
+
+
+def test_a_packet_to_outside_is_no_larger_than_this_hosts_way_out_takes(realm: Realm, machines: list[Machine]) -> None:
+    # IP_MTU (ip(7)) of a datagram socket that has a destination; nothing is sent.
+    program = (
+        "import socket\nwith socket.socket(type=socket.SOCK_DGRAM) as s:\n"
+        "    s.connect(('198.51.100.1', 9))\n    print(s.getsockopt(socket.IPPROTO_IP, 14))\n"
+    )
+    ours = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(inside(realm, machines[0].number, "python3", "-c", program)) == min(1500, int(ours))
 
 
 def test_the_cloud_firewall_filters_both_families_before_the_guests_nat(realm: Realm, machines: list[Machine]) -> None:
