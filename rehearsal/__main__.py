@@ -61,8 +61,8 @@ def up(
     opened = _initialise(workspace)
     recovery.recover(opened, realm, _say)
     _pulumi(workspace, ["up", "--yes", "--skip-preview", *(arguments or [])])
-    _prepare_demo(opened)
     facts = opened.outputs()
+    _prepare_demo(opened, facts)
     _summary(stack, facts, time.monotonic() - started)
     if not brief:
         _hints(workspace, opened, facts)
@@ -176,23 +176,22 @@ def _pulumi(workspace: Workspace, arguments: Sequence[str]) -> None:
         raise typer.Exit(done.returncode)
 
 
-def _prepare_demo(stack: Stack) -> None:
+def _prepare_demo(stack: Stack, facts: Mapping[str, Any]) -> None:
     """Have the demo's table, as somebody does by hand who delivers it (see its README.md)."""
     if stack.section("application").get("release") != DEMO:
         return
     # Whichever of the two the server has.
-    client = 'exec "$(command -v mariadb || command -v mysql)" "$0"'
-    command = shlex.join(["sudo", "-k", "-S", "-p", "", "--", "sh", "-c", client, stack.outputs()["database"]["name"]])
+    client = 'exec "$(command -v mariadb || command -v mysql)"'
+    command = f"{client} {shlex.quote(facts['database']['name'])}"
     password = stack.section("deploy")["sudoPassword"]
     schema = (PROJECT_FOLDER / DEMO / "schema.sql").read_text()
     end = time.monotonic() + 60
-    while status := ssh.pipe(stack, "db-1", command, f"{password}\n{schema}"):
-        # Servers that have got another size are rebooting.
-        if status != _NOT_REACHED or time.monotonic() > end:
-            break
-        time.sleep(1)
-    if status:
-        raise OperatorError("The demo's table could not be made on db-1.")
+    with ssh.opened(stack, facts) as reaching:
+        while (done := ssh.as_root(reaching, "db-1", password, command, schema)).returncode:
+            # Servers that have got another size are rebooting.
+            if done.returncode != _NOT_REACHED or time.monotonic() > end:
+                raise OperatorError(f"The demo's table could not be made on db-1: {done.stderr.strip()}")
+            time.sleep(1)
 
 
 def _summary(name: str, facts: Mapping[str, Any], seconds: float) -> None:

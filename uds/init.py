@@ -2,9 +2,10 @@
 
 import functools
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import (
@@ -42,7 +43,9 @@ def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]
     Raises:
         OperatorError: half of the deploy key is there, or Pulumi failed.
     """
-    deploy = stack.section("deploy")
+    # All that is needed to know, before anything is written: each answer after that takes Pulumi half a second.
+    deploy, database, backup = (stack.section(key) for key in ("deploy", "database", "backup"))
+    address = _database_address(stack)
     if ("privateKey" in deploy) != ("publicKey" in deploy):
         raise OperatorError("deploy.publicKey and deploy.privateKey belong together: one of them is missing.")
     if "privateKey" not in deploy:
@@ -62,8 +65,8 @@ def initialise(stack: Stack, ask_passphrase: Callable[[], str]) -> Iterator[str]
     if not (stack.keys / "deploy").exists():
         copy = keep_copy(stack, deploy["privateKey"], passphrase())
         yield f"encrypted copy of the deploy key in {copy}"
-    yield from _database(stack, passphrase)
-    yield from _backup(stack, passphrase)
+    yield from _database(stack, database, address, passphrase)
+    yield from _backup(stack, backup, passphrase)
 
 
 def new_key() -> str:
@@ -106,8 +109,9 @@ def keep_copy(stack: Stack, deploy_key: str, passphrase: str) -> Path:
     return copy
 
 
-def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
-    database = stack.section("database")
+def _database(
+    stack: Stack, database: Mapping[str, Any], address: IPv4Address | None, passphrase: Callable[[], str]
+) -> Iterator[str]:
     if "password" not in database:
         stack.set("database.password", secrets.token_urlsafe(24), secret=True)
         yield "the application's database password"
@@ -116,11 +120,11 @@ def _database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
         yield "the migration user's database password"
     if "certificate" in database and "privateKey" in database:
         return
-    if _database_address(stack) is None:
+    if address is None:
         # What is wrong with it, the program tells together with all other mistakes.
         yield "no certificate for the database yet, since network.cidr can't be used"
         return
-    yield from certify_database(stack, passphrase)
+    yield from _certify(stack, database, address, passphrase)
 
 
 def _database_address(stack: Stack) -> IPv4Address | None:
@@ -136,10 +140,15 @@ def certify_database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[st
     Raises:
         OperatorError: the authority's key isn't here, or network.cidr can't be used.
     """
-    database = stack.section("database")
     address = _database_address(stack)
     if address is None:
         raise OperatorError("The certificate is for the database's address, and network.cidr can't be used. Mend that.")
+    yield from _certify(stack, stack.section("database"), address, passphrase)
+
+
+def _certify(
+    stack: Stack, database: Mapping[str, Any], address: IPv4Address, passphrase: Callable[[], str]
+) -> Iterator[str]:
     ca_key_file = stack.keys / "database-ca.key"
     if "caCertificate" in database and not ca_key_file.exists():
         raise OperatorError(
@@ -159,9 +168,8 @@ def certify_database(stack: Stack, passphrase: Callable[[], str]) -> Iterator[st
     yield "the database server's certificate"
 
 
-def _backup(stack: Stack, passphrase: Callable[[], str]) -> Iterator[str]:
+def _backup(stack: Stack, backup: Mapping[str, Any], passphrase: Callable[[], str]) -> Iterator[str]:
     """The key that adds backups is the database server's; the identity that opens them never leaves the operator."""
-    backup = stack.section("backup")
     wanted = {key: backup.get(key, key == "server") not in (False, "false") for key in ("server", "bucket")}
     if not any(wanted.values()):
         return

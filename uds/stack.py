@@ -31,6 +31,7 @@ class Stack:
     keys: Path
     environment: Mapping[str, str]
     passphrase_file: Path | None = field(default=None, kw_only=True)
+    _known: dict[bytes, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, name: str, *, rehearsal: bool = False) -> "Stack":
@@ -83,8 +84,13 @@ class Stack:
 
     def config(self) -> dict[str, str]:
         """The configuration with its secrets, as the program gets it: full key -> text (JSON for objects)."""
-        values = json.loads(self.pulumi("config", "--json", "--show-secrets"))
-        return {key: entry["value"] for key, entry in values.items() if "value" in entry}
+        # Pulumi takes half a second for it. Whoever changes something, here or elsewhere, changes one of the files.
+        files = b"".join((self.folder / f"Pulumi{name}.yaml").read_bytes() for name in ("", f".{self.name}"))
+        if files not in self._known:
+            values = json.loads(self.pulumi("config", "--json", "--show-secrets"))
+            self._known.clear()
+            self._known[files] = {key: entry["value"] for key, entry in values.items() if "value" in entry}
+        return dict(self._known[files])
 
     def section(self, key: str) -> dict[str, Any]:
         """One object of the project's configuration, with its secrets; empty where there is none."""

@@ -1,5 +1,6 @@
 """A rehearsal for the tests: brought up once by the same driver as `make up`, in a folder of its own."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -88,6 +89,8 @@ class Rehearsal:
     """The stack's."""
     _contexts: ExitStack = field(default_factory=ExitStack)
     _ssh_config: Path | None = None
+    _stack: Stack | None = None
+    _outputs: tuple[bytes, dict[str, Any]] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -110,13 +113,22 @@ class Rehearsal:
         """The stack with its secrets."""
         workspace = Workspace(self.name)
         assert workspace.folder == self.workspace, "the test process must have UDS_REHEARSALS set"
-        return Stack(self.name, workspace.folder, workspace.folder / "keys", workspace.environment())
+        opened = Stack(self.name, workspace.folder, workspace.folder / "keys", workspace.environment())
+        # The one from before knows its configuration already.
+        if self._stack != opened:
+            self._stack = opened
+        return self._stack
 
     def pulumi(self, *arguments: str) -> str:
         return self.stack().pulumi(*arguments)
 
     def outputs(self) -> dict[str, Any]:
-        return self.stack().outputs()
+        """As Pulumi says, which takes long: it is asked again when its state has changed."""
+        (state,) = (self.workspace / "state").glob(f".pulumi/stacks/**/{self.name}.json")
+        text = state.read_bytes()
+        if self._outputs is None or self._outputs[0] != text:
+            self._outputs = text, self.stack().outputs()
+        return copy.deepcopy(self._outputs[1])
 
     def configure(self, key: str, values: Mapping[str, object]) -> None:
         """Change one object of the configuration, as somebody who edits the stack file does."""

@@ -25,6 +25,12 @@ class Memory(Stack):
     arguments: list[str] = field(default_factory=list)
     breaks_at: list[int] = field(default_factory=list)
 
+    def config(self) -> dict[str, str]:
+        # By its files a stack knows whether Pulumi must be asked again.
+        (self.folder / "Pulumi.yaml").touch()
+        (self.folder / f"Pulumi.{self.name}.yaml").write_text(json.dumps(self.values, default=str))
+        return super().config()
+
     def pulumi(self, *arguments: str, stdin: str | None = None) -> str:
         self.arguments.extend(arguments)
         if arguments[1] in ("set", "rm") and self.breaks_at:

@@ -67,6 +67,16 @@ def test_init_and_an_admin_make_settings_that_the_program_takes(stack: Memory) -
     assert settings.admins["alice"].public_keys == (f"{key} alice",)
 
 
+def test_pulumi_is_asked_for_the_configuration_once_until_somebody_changes_it(stack: Memory) -> None:
+    stack.values["region"] = "eu-central"
+    first = stack.config()
+    first["user-data-security:region"] = "the reader's own"
+    assert [stack.config()["user-data-security:region"], stack.section("deploy")] == ["eu-central", {}]
+    assert stack.arguments == ["config", "--json", "--show-secrets"]
+    stack.values["region"] = "us-east"
+    assert stack.config()["user-data-security:region"] == "us-east"
+
+
 def test_what_is_secret_is_encrypted_and_never_an_argument(stack: Memory) -> None:
     list(init.initialise(stack, passphrase))
     admin.add(stack, "alice", [ed25519_pair()[1]], PASSWORD)
