@@ -224,6 +224,16 @@ def test_sessions_leave_nothing_to_others(up: Rehearsal, server: str) -> None:
 
 
 @one_stack(OF_THE_FILES)
+def test_nobody_sees_what_others_run(up: Rehearsal, server: str) -> None:
+    seen = up.ssh(server, "ps -eo user=,pid=").stdout.split("\n")
+    assert {line.split()[0] for line in seen if line} == {"deploy"}
+    assert up.ssh(server, "cat /proc/1/cmdline", check=False).returncode != 0
+    # Sessions are known all the same, and root's tools see everybody.
+    assert "deploy" in up.ssh(server, "loginctl list-sessions --no-legend").stdout
+    assert up.sudo(server, "ps -eo comm= | grep -cx systemd-journal").stdout == "1\n"
+
+
+@one_stack(OF_THE_FILES)
 def test_only_admins_try_passwords_of_others(up: Rehearsal, server: str) -> None:
     attempt = "echo wrong | runuser -u {0} -- su deploy -c true"
     assert "Permission denied" in console(up, server, attempt.format("nobody"), check=False)

@@ -26,7 +26,7 @@ Findings = Mapping[str, str]
 SERVERS = ("app-1", "db-1", "backup-1")
 FOLDER = Path(__file__).parent / "judges"
 WAIVERS: dict[str, list[dict[str, Any]]] = yaml.safe_load((FOLDER / "waivers.yaml").read_text())
-LEAST_INDEX = 85
+LEAST_INDEX = 86
 
 # What systemd says of our units, from 0 (has nothing) to 10 (has everything). What is left of it:
 EXPOSURE = {

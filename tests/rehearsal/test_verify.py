@@ -107,6 +107,12 @@ DAMAGES = {
     "journal-is-kept": Damage(
         "app-1", "mv /var/log/journal /var/log/j", "mv /var/log/j /var/log/journal", "does not exist"
     ),
+    "processes-are-hidden": Damage(
+        "app-1",
+        "mount -o remount,hidepid=off /proc",
+        "mount -o remount,hidepid=invisible /proc",
+        "/proc shows the processes",
+    ),
     "alerts-are-raised": Damage(
         "db-1", "systemctl stop uds-changes", "systemctl start uds-changes", "uds-changes.service does not run"
     ),

@@ -106,3 +106,12 @@ def kernel_settings(server: Server) -> Problems:
         value = next(value for pattern, value in wanted.items() if fnmatchcase(path, pattern))
         if found != value:
             yield f"{path.removeprefix('/proc/sys/').replace('/', '.')} is {found}, not {value}"
+
+
+@check("3.2", "Nobody sees the processes of others", HARDENING)
+def processes_are_hidden(server: Server) -> Problems:
+    """Now, and after the next boot. What others run has secrets in its arguments, whenever somebody is careless."""
+    if "hidepid=invisible" not in server.read("findmnt -n -o OPTIONS /proc"):
+        yield "/proc shows the processes of everybody to everybody"
+    if "hidepid=invisible" not in server.read("findmnt --fstab -n -o OPTIONS /proc || true"):
+        yield "/proc will show them after the next boot: /etc/fstab doesn't say hidepid=invisible"
