@@ -20,6 +20,9 @@ unattended-upgrade >&2
 packages | grep -vxF "$before" || true
 """
 
+# What monit asks too: it says why.
+_WANTS_REBOOT = "/usr/local/lib/uds/watch reboot"
+
 # When systemd began. The kernel's own number of the boot is no sign where the kernel is shared, as in a rehearsal.
 _BOOT = "systemctl show --value --property=UserspaceTimestampMonotonic"
 
@@ -60,11 +63,13 @@ def update(stack: Stack, seen: Callable[[str], None]) -> list[Updated]:
             status, said = root(server, _UPGRADE)
             if status:
                 raise OperatorError(f"{server}: {said or 'it does not answer'}")
-            _, wanted = root(server, "test -e /run/reboot-required && echo yes")
-            if wanted:
-                seen(f"{server}: reboots")
+            wants_reboot, why = root(server, _WANTS_REBOOT)
+            if wants_reboot not in (0, 1):
+                raise OperatorError(f"{server}: {why or 'it does not answer'}")
+            if wants_reboot:
+                seen(f"{server}: reboots ({'; '.join(why.splitlines())})")
                 _reboot(server, root)
-            done.append(Updated(server, tuple(said.splitlines()), bool(wanted)))
+            done.append(Updated(server, tuple(said.splitlines()), bool(wants_reboot)))
     return done
 
 

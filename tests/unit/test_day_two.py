@@ -203,7 +203,7 @@ def test_a_new_identity_stands_beside_the_old_one_which_opens_old_backups(stack:
 
 def test_servers_are_updated_one_after_the_other_and_the_bastion_last(stack: Memory, servers: Servers) -> None:
     servers.answers["db-1", "unattended-upgrade"] = [(0, "openssl 3.5.4-1\nlibssl3 3.5.4-1\n")]
-    servers.answers["db-1", "reboot-required"] = [(0, "yes")]
+    servers.answers["db-1", "watch reboot"] = [(1, "a reboot is needed")]
     servers.answers["db-1", "systemctl show"] = [(0, "100"), (255, ""), (0, "100"), (0, "200")]
     done = updates.update(stack, lambda _: None)
     assert done == [
@@ -224,14 +224,15 @@ def test_servers_are_updated_one_after_the_other_and_the_bastion_last(stack: Mem
     ("word", "answers", "said"),
     [
         ("unattended-upgrade", [(100, "E: The repository can't be read")], "db-1: E: The repository can't be read"),
+        ("watch reboot", [(255, "ssh: connection timed out")], "db-1: ssh: connection timed out"),
         ("list-units --failed", [(0, "mariadb.service\nssh.socket")], "without mariadb.service, ssh.socket"),
     ],
 )
 def test_the_next_server_is_left_alone_where_one_did_not_come_back_whole(
     stack: Memory, servers: Servers, word: str, answers: list[tuple[int, str]], said: str
 ) -> None:
+    servers.answers["db-1", "watch reboot"] = [(1, "a reboot is needed")]
     servers.answers["db-1", word] = answers
-    servers.answers["db-1", "reboot-required"] = [(0, "yes")]
     servers.answers["db-1", "systemctl show"] = [(0, "100"), (0, "200")]
     with pytest.raises(OperatorError, match=said):
         updates.update(stack, lambda _: None)
@@ -242,6 +243,6 @@ def test_a_server_that_does_not_come_back_is_not_waited_for_for_ever(
     stack: Memory, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(updates, "_PATIENCE", 0)
-    servers.answers["db-1", "reboot-required"] = [(0, "yes")]
+    servers.answers["db-1", "watch reboot"] = [(1, "a reboot is needed")]
     with pytest.raises(OperatorError, match="db-1 has not come back"):
         updates.update(stack, lambda _: None)
