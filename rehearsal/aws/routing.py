@@ -47,8 +47,8 @@ def router(vpc: IPv4Network, subnets: Sequence[Subnet], interfaces: Sequence[Att
     An address of the VPC's own that is in no subnet is nobody's: every route table keeps the VPC's block inside.
 
     An internet gateway translates one to one and remembers nothing; a NAT gateway remembers who asked, so nobody can
-    come in by it. (What an ICMP error quotes isn't translated: no packet may be too large for what lies behind this host,
-    see `network.Network.build`.)
+    come in by it. (What an ICMP error quotes isn't translated: no packet may be too large for what lies behind this
+    host, see `Network.build`.)
     """
     reachable = [one for one in interfaces if one.public and 4 in one.subnet.internet]
     v6 = [one for one in interfaces if one.v6 and 6 in one.subnet.internet]

@@ -368,7 +368,12 @@ FAULTS: dict[str, dict[str, tuple[str, str, str]]] = {
             "cd /usr/local/application/ssl; cp -p /root/certificate.pem .; rm /root/certificate.pem",
             "ends within 30 days",
         ),
-        "reboot": ("touch /run/reboot-required", "rm /run/reboot-required", "a reboot is needed"),
+        "reboot": (
+            "cp /usr/bin/sleep /usr/local/bin/old; systemd-run -q --unit=old /usr/local/bin/old 999; sleep 1; "
+            "rm /usr/local/bin/old",
+            "systemctl stop old",
+            "run with: old.service",
+        ),
         "alerts": ("systemctl stop uds-changes", "systemctl start uds-changes", "uds-changes does not run"),
     },
     "db-1": {
