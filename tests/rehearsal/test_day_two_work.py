@@ -75,6 +75,9 @@ def test_updates_reboot_the_servers_that_ask_for_it_one_after_the_other(up: Rehe
     assert {label for label in before if before[label] != after[label]} == {up.label("db-1")}
     assert said.index("db-1") < said.index("app-1")
     assert up.sudo("db-1", "/usr/local/lib/uds/watch reboot").stdout == ""
+    # What asks for one by itself (a kernel) does so by this file.
+    asked = up.sudo("db-1", "touch /run/reboot-required; /usr/local/lib/uds/watch reboot; rm /run/reboot-required")
+    assert asked.stdout == "a reboot is needed for security updates\n"
     assert up.sudo("db-1", "unattended-upgrade --dry-run --verbose").stdout.count("No packages found") == 1
     up.make("up", "--expect-no-changes")
 
