@@ -21,6 +21,7 @@ from rich.table import Table
 from components.settings import PROJECT, PROJECT_FOLDER
 from rehearsal import host, image, plugins, recovery, toolchain
 from rehearsal.bench import measure
+from rehearsal.first_keys import FirstKeys
 from rehearsal.host import HostError
 from rehearsal.realm import Realm
 from rehearsal.store import RealmError, write_atomically
@@ -55,10 +56,13 @@ def up(
     """Bring the stack up on this machine, from whatever is there."""
     started = time.monotonic()
     workspace = _prepare(stack, with_machines=True)
-    realm = Realm.open(workspace.folder)
-    realm.start(_say)
+    # Pulumi's own start takes as long as the network's.
+    with ThreadPoolExecutor() as pool:
+        initialised = pool.submit(_initialise, workspace)
+        realm = Realm.open(workspace.folder)
+        realm.start(_say)
+    opened = initialised.result()
     _allow_this_host(workspace, realm)
-    opened = _initialise(workspace)
     recovery.recover(opened, realm, _say)
     _pulumi(workspace, ["up", "--yes", "--skip-preview", *(arguments or [])])
     facts = opened.outputs()
@@ -150,16 +154,16 @@ def _configured(workspace: Workspace, key: str, default: str) -> str:
 
 
 def _initialise(workspace: Workspace) -> Stack:
-    opened = Stack.open(workspace.stack, rehearsal=True)
-    opened.pulumi("stack", "select", "--create")
+    stack = FirstKeys.open(workspace.stack, rehearsal=True)
+    stack.pulumi("stack", "select", "--create")
+    application = stack.section("application")
     # Nobody is asked: the key folder of a rehearsal has the rehearsal's own passphrase.
-    for what in init.initialise(opened, workspace.passphrase_file.read_text):
+    for what in init.initialise(stack, workspace.passphrase_file.read_text):
         _say(f"made: {what}")
-    application = opened.section("application")
     if "certificate" not in application:
-        cert.make_self_signed(opened, [_host(application)], KeyType.P256)
+        cert.make_self_signed(stack, [_host(application)], KeyType.P256)
         _say("made: a certificate for the application, which nobody vouches for")
-    return opened
+    return Stack.open(workspace.stack, rehearsal=True)
 
 
 def _host(application: Mapping[str, Any]) -> str:
