@@ -37,7 +37,7 @@ BOTH = ("test_aws", "test_ports")
 """Where clouds differ most: tested on both at every change, and the rest every night."""
 
 
-WHOLE = ("test_judges", "test_stack", "test_verify")
+WHOLE = ("test_judges", "test_stack", "test_vault", "test_verify")
 """Files that share a stack with the backup server, and so a worker."""
 
 
@@ -87,6 +87,8 @@ class Rehearsal:
     """UDS_REHEARSALS: what the driver takes for the place of all rehearsals."""
     name: str
     """The stack's."""
+    stays_connected: bool = False
+    """Whether a command takes the connection of the one before: not where logins are the subject."""
     _contexts: ExitStack = field(default_factory=ExitStack)
     _ssh_config: Path | None = None
     _stack: Stack | None = None
@@ -167,7 +169,10 @@ class Rehearsal:
         if self._ssh_config is None:
             folder = Path(self._contexts.enter_context(tempfile.TemporaryDirectory()))
             socket = self._contexts.enter_context(agent(self.stack().section("deploy")["privateKey"], folder))
-            self._ssh_config = write_config(folder, self.outputs(), f"IdentityAgent {socket}")
+            options = [f"IdentityAgent {socket}"]
+            if self.stays_connected:
+                options += ["ControlMaster auto", f"ControlPath {folder}/%C", "ControlPersist 30"]
+            self._ssh_config = write_config(folder, self.outputs(), *options)
         return self._run(
             ["ssh", "-F", str(self._ssh_config), server, *command], stdin=stdin, check=check, timeout=timeout
         )
@@ -180,8 +185,8 @@ class Rehearsal:
     def close(self) -> None:
         self._contexts.close()
 
-    def forget_host_keys(self) -> None:
-        """Servers were added or replaced: the next `ssh` asks the outputs again."""
+    def reconnect(self) -> None:
+        """Servers were added, replaced or rebooted: the next `ssh` asks the outputs, and connects, again."""
         self._contexts.close()
         self._ssh_config = None
 

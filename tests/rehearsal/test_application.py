@@ -42,6 +42,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
     with pytest.MonkeyPatch.context() as patch:
         for rehearsal in new_rehearsal(tmp_path_factory.mktemp("application"), patch):
             rehearsal.make("up")
+            rehearsal.stays_connected = True
             yield rehearsal
 
 
@@ -593,6 +594,7 @@ def test_it_comes_back_when_it_crashes_and_after_a_reboot(app: Rehearsal) -> Non
     app.sudo("app-1", "systemctl kill -s KILL application")
     until_well(app)
     assert invocation(app) != before
+    app.reconnect()
     realm = app.realm()
     realm.power.reboot(realm.machine("local-app-1").number)
     until_well(app)

@@ -59,6 +59,7 @@ done | mariadb --max-allowed-packet=64M
 def up(own_with_backups: Rehearsal) -> Iterator[Rehearsal]:
     """With data of every kind, a second database and files, all of which are saved."""
     rehearsal = own_with_backups
+    rehearsal.stays_connected = True
     rehearsal.sudo("db-1", f"mariadb <<'END'\n{DATA}\nEND\nmkdir -p /srv/files; echo {MARK} > '/srv/files/a file'")
     rehearsal.configure("backup", {"databases": ["second"], "paths": ["/srv/files", "/etc/mysql/tls"]})
     rehearsal.make("up", "--skip-preview")

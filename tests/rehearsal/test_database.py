@@ -211,6 +211,7 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             config["config"][f"{PROJECT}:image"] = IMAGES[request.param]
             stack_file.write_text(yaml.safe_dump(config))
             rehearsal.make("up")
+            rehearsal.stays_connected = True
             found = Database(request.param, rehearsal)
             found.root(
                 f"CREATE TABLE {DATABASE}.things (id INT PRIMARY KEY, text VARCHAR(20) NOT NULL)",
@@ -746,6 +747,7 @@ def test_no_process_or_log_shows_a_password(database: Database) -> None:
 
 
 def test_everything_is_the_same_after_a_reboot(database: Database) -> None:
+    database.rehearsal.reconnect()
     realm = database.rehearsal.realm()
     realm.power.reboot(realm.machine("local-db-1").number)
 

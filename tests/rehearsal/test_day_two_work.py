@@ -36,7 +36,7 @@ def test_a_new_deploy_key_gets_in_at_once_and_the_old_one_until_the_next_run(up:
     assert f"make up STACK={up.name}" in said
     new = up.stack().section("deploy")["privateKey"]
     assert new != old
-    up.forget_host_keys()
+    up.reconnect()
     for name, key in (("old", old), ("new", new)):
         assert gets_in(up, key, "db-1", tmp_path / name)
     up.make("up")
@@ -56,7 +56,7 @@ def test_a_new_host_key_is_learned_without_trusting_anybody(up: Rehearsal) -> No
         replaced += ["--replace", said.partition("--replace '")[2].partition("'")[0]]
         assert up.ssh(server, "true", check=False).returncode == 255
     up.make("up", *replaced)
-    up.forget_host_keys()
+    up.reconnect()
     after = {server: up.outputs()["servers"][server]["hostKey"] for server in SERVERS}
     assert len({*before.values(), *after.values()}) == 4
     for server in SERVERS:
@@ -132,7 +132,7 @@ def test_a_newer_system_comes_with_new_application_servers_one_after_the_other(f
     for number, server in enumerate(("app-2", "app-1"), 1):
         assert system(fresh, server) == "debian12"
         fresh.make("up", "--replace", f"**::{server}-instance")
-        fresh.forget_host_keys()
+        fresh.reconnect()
         assert system(fresh, server) == "debian13"
         after = boots(fresh.realm())
         assert len({label for label in before if before[label] != after[label]}) == number

@@ -35,7 +35,7 @@ def alice(up: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 def gets_in(up: Rehearsal, server: str = "app-1") -> bool:
-    up.forget_host_keys()
+    up.reconnect()
     return up.ssh(server, "true", check=False).returncode == 0
 
 

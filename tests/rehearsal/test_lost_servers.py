@@ -36,7 +36,7 @@ def test_the_database_comes_back_with_its_data_and_the_application_with_it(own_w
     last = complete(kept(up))[-1]
     lose(up, "db-1")
     up.make("up")
-    up.forget_host_keys()
+    up.reconnect()
     assert database(up, "SHOW TABLES LIKE 'people';") == ""
     # The newest one is of the new server, and empty.
     up.uds("backup", "restore", up.name, last, "--replace")
@@ -66,7 +66,7 @@ def test_where_backups_are_no_longer_wanted_nothing_makes_them(own_with_backups:
     up.make("up", "--expect-no-changes")
     up.configure("backup", {"server": True})
     up.make("up")
-    up.forget_host_keys()
+    up.reconnect()
     assert len(complete(kept(up))) == 1
     up.uds("verify", up.name)
 
@@ -75,7 +75,7 @@ def test_a_new_backup_server_takes_backups_at_once(own_with_backups: Rehearsal) 
     up = own_with_backups
     lose(up, "backup-1")
     up.make("up")
-    up.forget_host_keys()
+    up.reconnect()
     up.uds("backup", "now", up.name)
     up.uds("backup", "drill", up.name)
     up.make("up", "--expect-no-changes")

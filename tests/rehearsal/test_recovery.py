@@ -50,7 +50,7 @@ def assert_whole(rehearsal: Rehearsal) -> None:
     containers = of_realm(realm.network.number)["containers"]
     assert sorted(containers) == sorted(realm.network.namespace(machine.number) for machine in realm.machines())
     assert pending(rehearsal) == []
-    rehearsal.forget_host_keys()
+    rehearsal.reconnect()
     for server in ("app-1", "db-1"):
         assert rehearsal.sudo(server, "cat /var/lib/uds/first-boot").stdout == "ok\n"
 

@@ -108,6 +108,7 @@ def stands(engine: str, image: str, folder: Path) -> Iterator[Stand]:
             stack_file.write_text(yaml.safe_dump(config))
             rehearsal.configure("backup", {"paths": ["/etc/apt"]})
             rehearsal.make("up")
+            rehearsal.stays_connected = True
             found = Stand(engine, rehearsal)
             client = f"{engine} --default-character-set=utf8mb4 {DATABASE}"
             found.shell(f"{client} <<'END_OF_ALL'\n{EVERYTHING}\nEND_OF_ALL")

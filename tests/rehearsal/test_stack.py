@@ -91,7 +91,7 @@ def test_application_servers_come_and_go_beside_the_others(up: Rehearsal) -> Non
         # Policies know that the servers that are there are told of it.
         up.make("preview")
         up.make("up")
-        up.forget_host_keys()
+        up.reconnect()
         after = resources(up)
         # Of what was there, only the database server has to know: its firewalls, and its accounts.
         changes = {"db-1-hardening-apply", "db-1-mysql-apply"}
@@ -108,7 +108,7 @@ def test_application_servers_come_and_go_beside_the_others(up: Rehearsal) -> Non
     finally:
         up.configure("app", {"count": 1})
         up.make("up")
-        up.forget_host_keys()
+        up.reconnect()
     assert changed(before, resources(up)) == set()
     assert boots(realm) == booted
     assert "app-2" not in up.outputs()["servers"]
