@@ -37,7 +37,7 @@ BOTH = ("test_aws", "test_ports")
 """Where clouds differ most: tested on both at every change, and the rest every night."""
 
 
-WHOLE = ("test_judges", "test_stack", "test_vault", "test_verify")
+WHOLE = ("test_judges", "test_stack", "test_verify")
 """Files that share a stack with the backup server, and so a worker."""
 
 

@@ -29,9 +29,10 @@ RUN = "20261111T111111Z"
 
 
 @pytest.fixture(scope="module")
-def up(up_with_backups: Rehearsal) -> Iterator[Rehearsal]:
-    with hearing_alerts(up_with_backups):
-        yield up_with_backups
+def up(own_with_backups: Rehearsal) -> Iterator[Rehearsal]:
+    # Not one that others share: monit tells for a minute after it that a file was replaced.
+    with hearing_alerts(own_with_backups):
+        yield own_with_backups
 
 
 @pytest.fixture(autouse=True)
