@@ -69,9 +69,10 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as s:
 SETTINGS = ("both layers", "the server's rules alone", "the cloud's firewall alone", "none")
 
 # The source ports of scans: one for each setting, so that no connection is taken for one of the last scan's. What app-1
-# scans with is another one than what it is scanned with.
-SOURCE_PORTS = range(40001, 40001 + len(SETTINGS))
-APP_SOURCE_PORTS = range(40101, 40101 + len(SETTINGS))
+# scans with is another one than what it is scanned with. No other connection chooses them (ip_local_port_range): it
+# would be untracked, and so not redirected.
+SOURCE_PORTS = range(20001, 20001 + len(SETTINGS))
+APP_SOURCE_PORTS = range(20101, 20101 + len(SETTINGS))
 
 
 @dataclass(frozen=True)
