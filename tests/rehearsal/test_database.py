@@ -34,6 +34,8 @@ APP = "10.20.0.11"
 PORT = 3306
 # In a GRANT, a bare `_` is any character.
 DATABASE, LOOKALIKE = "app_data", "appxdata"
+# A package that somebody might want there; its service is atd.
+WITH_A_SERVICE = "at"
 
 SETTINGS = {
     "require_secure_transport": "ON",
@@ -205,7 +207,9 @@ class Database:
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     with pytest.MonkeyPatch.context() as patch:
         for rehearsal in new_rehearsal(tmp_path_factory.mktemp("database"), patch):
-            rehearsal.configure("database", {"name": DATABASE, "migrationUser": "migration"})
+            rehearsal.configure(
+                "database", {"name": DATABASE, "migrationUser": "migration", "packages": [WITH_A_SERVICE]}
+            )
             stack_file = Workspace("local").stack_file
             config = yaml.safe_load(stack_file.read_text())
             config["config"][f"{PROJECT}:image"] = IMAGES[request.param]
@@ -231,6 +235,11 @@ def test_the_archives_own_engine_runs_and_the_script_has_nothing_to_mend(databas
     assert ("MariaDB" in version) == (database.engine == "mariadb")
     assert database.apply() == []
     assert database.rehearsal.make("up", "--expect-no-changes").returncode == 0
+
+
+def test_a_package_of_the_stacks_own_runs_without_a_reboot(database: Database) -> None:
+    """At first boot, packages don't start their services themselves: they are started all together."""
+    assert database.shell("systemctl is-active atd; systemctl show -p NeedDaemonReload --value atd") == "active\nno\n"
 
 
 def test_it_listens_on_the_private_address_and_nowhere_else(database: Database) -> None:
